@@ -1,0 +1,218 @@
+"""The parts of a transformer, with the module names that Transformers gives them.
+
+An `Architecture` is what a model profile and the traits of its `model_type` (`architectures.toml`) amount to: every
+weight matrix, norm and embedding with its shape. Parameter counts, adapter sizes, quantized bytes and the tape of a
+training step are all read off this one description.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+NormKind = Literal["rms_norm", "layer_norm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A weight matrix of shape (out_features, in_features), and its bias.
+
+    `name` is the last part of the module's path, the word that PEFT's `target_modules` matches.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool = False
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of the matrix, without the bias."""
+        return self.in_features * self.out_features
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the matrix and the bias."""
+        return self.num_weights + (self.out_features if self.bias else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation over the last `size` elements.
+
+    `upcast` is true where the module computes in float32 and casts back, as Llama's does: then autograd keeps a float32
+    copy of a 16-bit input. Torch's own LayerNorm keeps the input itself and two numbers a row.
+    """
+
+    name: str
+    size: int
+    kind: NormKind
+    weight: bool = True
+    bias: bool = False
+    upcast: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the scale and the shift."""
+        return self.size * (self.weight + self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Self- or cross-attention: its projections and the geometry of its heads.
+
+    `inputs` are q, k, v in this order, or one fused projection. `head_dim` is that of queries and keys,
+    `value_head_dim` that of values. `rotary_dim` is 0 without rotary positions. `window` is the number of keys a query
+    sees, None for all.
+    """
+
+    name: str
+    inputs: tuple[Linear, ...]
+    output: Linear
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_head_dim: int
+    rotary_dim: int = 0
+    window: int | None = None
+    softcap: float | None = None
+    norms: tuple[Norm, ...] = ()
+    extra_parameters: int = 0
+    cross: bool = False
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections, in the order of the forward pass."""
+        return (*self.inputs, self.output)
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of projections and of what else lives here (relative biases, sinks); norms are counted apart."""
+        return sum(linear.num_parameters for linear in self.linears) + self.extra_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """A feed-forward part. `inputs` is (gate, up), one fused gate_up, or one plain projection."""
+
+    name: str
+    inputs: tuple[Linear, ...]
+    output: Linear
+    gated: bool
+    activation: str
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections, in the order of the forward pass."""
+        return (*self.inputs, self.output)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the activation between the projections."""
+        return self.output.in_features
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the projections."""
+        return sum(linear.num_parameters for linear in self.linears)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: a router and `num_experts` copies of `expert`, `num_experts_per_tok` of them a token.
+
+    Transformers 5 keeps the experts of a layer in two three-dimensional parameters that are no Linear modules: neither
+    bitsandbytes nor `target_modules` sees them.
+    """
+
+    name: str
+    router: Linear
+    expert: Mlp
+    num_experts: int
+    num_experts_per_tok: int
+    shared: Mlp | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all experts, the shared one included; the router is counted with them."""
+        shared = self.shared.num_parameters if self.shared else 0
+        return self.router.num_parameters + self.num_experts * self.expert.num_parameters + shared
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One kind of transformer layer and how often the model has it.
+
+    The four norms stand before and after attention and MLP; None where the model has none there. In a `parallel` block
+    attention and MLP read the same residual stream and their outputs are added together.
+    """
+
+    name: str
+    count: int
+    attention: Attention
+    mlp: Mlp | Experts
+    norm_before_attention: Norm | None = None
+    norm_after_attention: Norm | None = None
+    norm_before_mlp: Norm | None = None
+    norm_after_mlp: Norm | None = None
+    parallel: bool = False
+    cross_attention: Attention | None = None
+    norm_before_cross_attention: Norm | None = None
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms of one layer, those inside attention included."""
+        own = (
+            self.norm_before_attention,
+            self.norm_after_attention,
+            self.norm_before_cross_attention,
+            self.norm_before_mlp,
+            self.norm_after_mlp,
+        )
+        inner = self.attention.norms + (self.cross_attention.norms if self.cross_attention else ())
+        return tuple(norm for norm in own if norm) + inner
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The Linear modules of one layer: what can be quantized and adapted. Fused experts are none."""
+        cross = self.cross_attention.linears if self.cross_attention else ()
+        if isinstance(self.mlp, Mlp):
+            return self.attention.linears + cross + self.mlp.linears
+        return self.attention.linears + cross + (self.mlp.shared.linears if self.mlp.shared else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A lookup table of shape (rows, columns)."""
+
+    name: str
+    rows: int
+    columns: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of the table."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """All parts of one model. `head` is the output projection; if `tied` it shares the first embedding's weights."""
+
+    embeddings: tuple[Embedding, ...]
+    blocks: tuple[Block, ...]
+    final_norms: tuple[Norm, ...]
+    head: Linear
+    tied: bool
+    embedding_projections: tuple[Linear, ...] = ()
+    other_parameters: int = 0
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers of all kinds."""
+        return sum(block.count for block in self.blocks)
+
+    def linears(self) -> Iterator[tuple[Linear, int]]:
+        """Every Linear module of the blocks with how often it occurs."""
+        for block in self.blocks:
+            for linear in block.linears:
+                yield linear, block.count
