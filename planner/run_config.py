@@ -1,0 +1,188 @@
+"""Every knob of a run, once. A `RunConfig` is what is searched, estimated, written as YAML and launched."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from profiles.errors import ConfigError
+
+Method = Literal["full", "lora", "qlora"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal["nf4", "fp4", "int8"]
+MixedPrecision = Literal["no", "fp16", "bf16"]
+AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2"]
+LossPath = Literal["full", "fused"]
+DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
+
+DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Knobs(BaseModel):
+    """A frozen group of knobs that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LoraKnobs(Knobs):
+    """A low-rank adapter, in PEFT's own names."""
+
+    r: PositiveInt = 16
+    """Rank of the two matrices of each adapter."""
+    lora_alpha: PositiveInt = 32
+    """Scale of the adapter's output, over r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's input that is dropped in training. 0 also saves a mask and a copy per adapted layer."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the Linear modules that get an adapter; `all-linear` is each one but the head."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name at least one module, or write all-linear")
+        return self
+
+
+class DataKnobs(Knobs):
+    """Where the examples come from."""
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file, or a folder written by `datasets`' save_to_disk."""
+    format: DataFormat = "auto"
+    """How a row reads; auto looks at the columns."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the rows that is held out for evaluation."""
+
+
+class RunConfig(Knobs):
+    """One fine-tuning run, complete: nothing that matters is left to a library's default."""
+
+    version: Literal[1] = 1
+    """Version of this file format."""
+    model: Annotated[str, Field(min_length=1)]
+    """Hub id, folder with a checkpoint, or an alias of the catalog."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository ships. Off unless you read that code."""
+    gpu: str | None = None
+    """The card this was planned for; None means a CPU."""
+
+    method: Method = "lora"
+    """full trains every weight; lora trains adapters on a 16-bit base; qlora on a quantized base."""
+    quantization: Quantization | None = None
+    """bitsandbytes format of the base's Linear weights; only with qlora."""
+    double_quant: bool = True
+    """Quantize the 4-bit block constants too: 0.37 bit a weight less."""
+    dtype: Dtype = "bfloat16"
+    """Dtype of the weights that are not quantized, as loaded."""
+    mixed_precision: MixedPrecision = "bf16"
+    """Autocast of the forward pass; fp16 also scales the loss."""
+    lora: LoraKnobs | None = None
+    """The adapter; only with lora and qlora."""
+
+    data: DataKnobs | None = None
+    """The training data; a plan may leave it open, a launch may not."""
+    max_length: PositiveInt = 2048
+    """Tokens a row is cut to."""
+    packing: bool = False
+    """Join short rows up to max_length. Needs a kernel that keeps documents apart."""
+
+    per_device_train_batch_size: PositiveInt = 1
+    """Rows a card works on at once."""
+    per_device_eval_batch_size: PositiveInt = 1
+    """Rows a card evaluates at once."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches between two optimizer steps."""
+    gradient_checkpointing: bool = True
+    """Keep only the inputs of layers and compute the rest again in the backward pass."""
+    checkpoint_every_n_layers: PositiveInt = 1
+    """Checkpoint each n-th layer only: less recomputation, more memory."""
+    checkpoint_offload: bool = False
+    """Keep the checkpoints in pinned host memory."""
+    attn_implementation: AttentionImplementation = "sdpa"
+    """Transformers' name of the attention code."""
+    loss: LossPath = "fused"
+    """full builds all logits; fused computes the loss tile by tile from hidden states and head."""
+
+    optim: str = "adamw_torch_fused"
+    """Transformers' name of the optimizer."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    """How the learning rate falls."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    num_train_epochs: PositiveFloat = 1.0
+    """Passes over the data, unless max_steps is set."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; overrides num_train_epochs."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of weights, data order and dropout."""
+
+    output_dir: Annotated[str, Field(min_length=1)] = "runs/fitune"
+    """Folder of checkpoints, final weights and the record."""
+    logging_steps: PositiveInt = 10
+    """Steps between two log lines."""
+    save_steps: PositiveInt = 200
+    """Steps between two checkpoints."""
+    save_total_limit: PositiveInt = 2
+    """Checkpoints kept on disk."""
+    eval_steps: PositiveInt | None = None
+    """Steps between two evaluations; None evaluates at the end only."""
+
+    @model_validator(mode="after")
+    def _method_and_base_agree(self) -> Self:
+        if (self.method == "qlora") != (self.quantization is not None):
+            raise ValueError(
+                f"method is {self.method}, but quantization is {self.quantization or 'none'}; "
+                "qlora needs nf4, fp4 or int8, the other methods none"
+            )
+        if (self.method == "full") == (self.lora is not None):
+            raise ValueError(
+                f"method is {self.method}, but the lora section is {'there' if self.lora else 'missing'}; "
+                "lora and qlora need it, full must not have it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_agrees(self) -> Self:
+        if self.mixed_precision == "fp16" and self.dtype == "bfloat16":
+            raise ValueError("mixed_precision is fp16, but dtype is bfloat16; use float16 or float32")
+        if self.mixed_precision == "bf16" and self.dtype == "float16":
+            raise ValueError("mixed_precision is bf16, but dtype is float16; use bfloat16 or float32")
+        if self.method == "full" and self.dtype == "float16":
+            raise ValueError("full fine-tuning in float16 loses its updates; use float32, or bfloat16")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpointing_agrees(self) -> Self:
+        if not self.gradient_checkpointing and (self.checkpoint_every_n_layers > 1 or self.checkpoint_offload):
+            raise ValueError(
+                "checkpoint_every_n_layers and checkpoint_offload have no effect without gradient_checkpointing; "
+                "set it to true or leave them out"
+            )
+        return self
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows that one optimizer step sees on one card."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+def split_batch(effective_batch_size: int, micro_batch: int) -> int:
+    """Accumulation steps that make `micro_batch` rows add up to `effective_batch_size`.
+
+    Raises ConfigError if they do not divide.
+    """
+    if effective_batch_size % micro_batch:
+        divisors = [n for n in range(1, effective_batch_size + 1) if effective_batch_size % n == 0]
+        below = max(n for n in divisors if n <= micro_batch)
+        above = min((n for n in divisors if n >= micro_batch), default=effective_batch_size)
+        raise ConfigError(
+            f"per_device_train_batch_size is {micro_batch}, but the batch size {effective_batch_size} "
+            "is not a multiple of it",
+            hint=f"use {below} or {above}",
+        )
+    return effective_batch_size // micro_batch

@@ -1,0 +1,72 @@
+"""One training step, fully resolved: everything that memory and speed depend on, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.run_config import Dtype, Quantization
+
+AttentionKernel = Literal["eager", "math", "efficient", "flash"]
+"""eager is Transformers' own code; math, efficient and flash are the kernels of torch's fused attention."""
+
+StepLoss = Literal["full", "full_inplace", "chunked", "fused", "liger"]
+"""full: all logits, upcast, cross entropy; full_inplace: the gradient is written over the logits; chunked: 256 rows at a
+time, recomputed; fused: TRL's tiles of tokens x vocabulary; liger: Liger's fused linear cross entropy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter as the step sees it. `targets` are names of Linear modules."""
+
+    r: int
+    targets: tuple[str, ...]
+    dropout: float
+    dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One training step.
+
+    `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in
+    the step. `autocast` is the dtype of the autocast region, None outside one. `gradients_persist` is true with
+    gradient accumulation: the gradients of earlier micro-batches are alive in the forward pass. `padded` batches need
+    an attention mask of (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the
+    kernel runs. `output_alive` is true where the caller keeps the logits through the backward pass.
+    """
+
+    micro_batch: int
+    seq_len: int
+    weight_dtype: Dtype
+    adapter: Adapter | None = None
+    quantization: Quantization | None = None
+    double_quant: bool = False
+    kbit_upcast: bool = False
+    autocast: Dtype | None = None
+    attention: AttentionKernel = "flash"
+    expand_kv: bool = False
+    padded: bool = False
+    loss: StepLoss = "full"
+    output_alive: bool = False
+    checkpointing: bool = True
+    checkpoint_every: int = 1
+    checkpoint_offload: bool = False
+    optimizer: str = "adamw_torch_fused"
+    gradients_persist: bool = False
+    experts_quantized: bool = False
+    eval_batch: int | None = None
+    device: Literal["cuda", "cpu"] = "cuda"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch * self.seq_len
+
+    @property
+    def base_dtype(self) -> Dtype:
+        """Dtype in which embeddings, norms and head are held."""
+        return "float32" if self.kbit_upcast else self.weight_dtype
+
+    @property
+    def compute_dtype(self) -> Dtype:
+        """Dtype of the matrix products."""
+        return self.autocast or self.weight_dtype
