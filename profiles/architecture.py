@@ -2,7 +2,7 @@
 
 An `Architecture` is what a model profile and the traits of its `model_type` (`architectures.toml`) amount to: every
 weight matrix, norm and embedding with its shape. Parameter counts, adapter sizes, quantized bytes and the tape of a
-training step are all read off this one description.
+training step are all read off this one description. `build_architecture.architecture` makes it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 NormKind = Literal["rms_norm", "layer_norm"]
+
+ScoreBias = Literal["alibi", "relative"]
+
+EagerScores = Literal["input", "float32_softmax", "float32"]
+"""Precision of eager attention: the input's dtype, softmax in float32 and cast back, or scores in float32 as well."""
+
+AttentionCode = Literal["eager", "sdpa", "flash_attention_2"]
+"""Values of `attn_implementation` that a model class accepts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +45,11 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A normalisation over the last `size` elements.
+    """A normalization over the last `size` elements.
 
     `upcast` is true where the module computes in float32 and casts back, as Llama's does: then autograd keeps a float32
-    copy of a 16-bit input. Torch's own LayerNorm keeps the input itself and two numbers a row.
+    copy of a 16-bit input. Torch's own LayerNorm keeps the input itself and two numbers a row. With `float32_scale` the
+    product with the weight is in float32 as well, as Gemma's is, so the normalized values are kept in float32.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Norm:
     weight: bool = True
     bias: bool = False
     upcast: bool = False
+    float32_scale: bool = False
 
     @property
     def num_parameters(self) -> int:
@@ -60,9 +70,11 @@ class Norm:
 class Attention:
     """Self- or cross-attention: its projections and the geometry of its heads.
 
-    `inputs` are q, k, v in this order, or one fused projection. `head_dim` is that of queries and keys,
-    `value_head_dim` that of values. `rotary_dim` is 0 without rotary positions. `window` is the number of keys a query
-    sees, None for all.
+    `inputs` are q, k, v in this order, or one fused projection. With multi-head latent attention (`kv_lora_rank`, the
+    width of the compressed keys and values) they are the query's one or two projections, the down-projection to latent
+    plus rotary key, and the up-projection to keys and values. `head_dim` is that of queries and keys, `value_head_dim`
+    that of values. `rotary_dim` is 0 without rotary positions. `window` is the number of keys a query sees, None for
+    all. `score_bias` is a tensor of (heads, seq_len, seq_len) that is added to the scores.
     """
 
     name: str
@@ -76,6 +88,9 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     norms: tuple[Norm, ...] = ()
+    score_bias: ScoreBias | None = None
+    eager_scores: EagerScores = "float32_softmax"
+    kv_lora_rank: int | None = None
     extra_parameters: int = 0
     cross: bool = False
 
@@ -86,13 +101,16 @@ class Attention:
 
     @property
     def num_parameters(self) -> int:
-        """Elements of projections and of what else lives here (relative biases, sinks); norms are counted apart."""
+        """Elements of projections and of attention sinks; norms are counted apart."""
         return sum(linear.num_parameters for linear in self.linears) + self.extra_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
-    """A feed-forward part. `inputs` is (gate, up), one fused gate_up, or one plain projection."""
+    """A feed-forward part. `inputs` is (gate, up), one fused gate_up, or one plain projection.
+
+    `activation` is the Hub's name; types whose config has none bring their own (`architectures.toml`).
+    """
 
     name: str
     inputs: tuple[Linear, ...]
@@ -142,8 +160,10 @@ class Experts:
 class Block:
     """One kind of transformer layer and how often the model has it.
 
-    The four norms stand before and after attention and MLP; None where the model has none there. In a `parallel` block
-    attention and MLP read the same residual stream and their outputs are added together.
+    The four norms stand before and after attention and MLP; None where the model has none there. Those after normalize
+    the output of attention or MLP, or with `norms_after_residual` the sum of that output and the residual stream. In a
+    `parallel` block attention and MLP read the same residual stream and their outputs are added together; without a
+    norm of its own the MLP reads what attention reads.
     """
 
     name: str
@@ -155,6 +175,7 @@ class Block:
     norm_before_mlp: Norm | None = None
     norm_after_mlp: Norm | None = None
     parallel: bool = False
+    norms_after_residual: bool = False
     cross_attention: Attention | None = None
     norm_before_cross_attention: Norm | None = None
 
@@ -196,7 +217,15 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """All parts of one model. `head` is the output projection; if `tied` it shares the first embedding's weights."""
+    """All parts of one model.
+
+    The first embedding is that of tokens, a second one that of learned positions. `head` is the output projection; if
+    `tied` it shares the first embedding's weights. `embedding_projections` stand between embedding and residual stream
+    where the widths differ, in and out. `position_biases` are the tables of learned attention biases by distance.
+    `logit_softcap` squashes the logits with a tanh. `linear_class` is the class of the blocks' projections:
+    bitsandbytes quantizes `Linear` and `Conv1D`, not their subclasses. `float32_modules` stay in float32 when the model
+    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower).
+    """
 
     embeddings: tuple[Embedding, ...]
     blocks: tuple[Block, ...]
@@ -204,6 +233,12 @@ class Architecture:
     head: Linear
     tied: bool
     embedding_projections: tuple[Linear, ...] = ()
+    embedding_norm: Norm | None = None
+    position_biases: tuple[Embedding, ...] = ()
+    logit_softcap: float | None = None
+    attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
+    linear_class: str = "Linear"
+    float32_modules: tuple[str, ...] = ()
     other_parameters: int = 0
 
     @property
