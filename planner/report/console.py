@@ -1,0 +1,25 @@
+"""Where the reports are printed: data on stdout, everything else on stderr."""
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+
+def data_console() -> Console:
+    """A console on stdout that prints text as it is, without guessing at markup or numbers."""
+    return _plain_console(sys.stdout)
+
+
+def notes_console() -> Console:
+    """The same on stderr, for warnings and progress."""
+    return _plain_console(sys.stderr)
+
+
+def is_ascii(console: Console) -> bool:
+    """Whether the console's encoding lacks block and box characters."""
+    return console.options.ascii_only
+
+
+def _plain_console(stream: TextIO) -> Console:
+    return Console(file=stream, highlight=False, markup=False, emoji=False, safe_box=True)
