@@ -1,0 +1,90 @@
+"""`fitune gpus`: the cards in the catalog, and what is known of each."""
+
+from typing import Annotated
+
+import typer
+
+from planner.commands.options import Json
+from planner.report.document import print_json
+from planner.report.table import Cell, Column, print_table
+from planner.units import GIB
+from profiles.errors import UnknownGpuError
+from profiles.gpu import GpuProfile
+from profiles.gpu_catalog import all_gpus
+
+COLUMNS = (
+    Column("GPU"),
+    Column("GiB", justify="right"),
+    Column("GB/s", rank=2, justify="right"),
+    Column("TFLOP/s", rank=3, justify="right"),
+    Column("16-bit", rank=4),
+    Column("attention", rank=6),
+    Column("USD/h", rank=1, justify="right"),
+    Column("generation", rank=5),
+    Column("cc", rank=7, justify="right"),
+)
+CAPABILITIES = ("bf16", "tf32", "flash_attention", "memory_efficient_attention", "fp8", "int8", "bnb_4bit")
+
+
+def gpus(
+    words: Annotated[
+        str | None,
+        typer.Argument(metavar="FILTER", help="Part of a name or of a generation.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """List the cards that fitune knows: memory as torch sees it, speed, price.
+
+    \b
+    Examples:
+      fitune gpus
+      fitune gpus ampere
+      fitune gpus t4 --json      every fact, with its source
+    """
+    found = [gpu for gpu in all_gpus() if words is None or _matches(gpu, words)]
+    if not found:
+        raise UnknownGpuError(f"no GPU has '{words}' in its name or generation", hint="`fitune gpus` lists all")
+    if json:
+        print_json({"gpus": [gpu_facts(gpu) for gpu in found]})
+    else:
+        from planner.report.console import data_console
+
+        print_table(data_console(), COLUMNS, [_row(gpu) for gpu in found])
+    return 0
+
+
+def gpu_facts(gpu: GpuProfile) -> dict[str, object]:
+    """All that is known of `gpu` and what follows from it."""
+    facts = gpu.model_dump(mode="json")
+    facts["memory_bytes"] = gpu.memory_bytes
+    facts["memory_measured"] = gpu.memory_measured
+    facts["context_bytes"] = gpu.context_bytes
+    facts["price_usd_per_hour"] = gpu.price.median_usd_per_hour if gpu.price else None
+    facts["supports"] = {name: getattr(gpu, f"supports_{name}") for name in CAPABILITIES}
+    return facts
+
+
+def _matches(gpu: GpuProfile, words: str) -> bool:
+    names = (gpu.name, gpu.nvml_name or "", gpu.architecture or "", gpu.vendor or "", *gpu.aliases)
+    return any(words.lower() in name.lower() for name in names)
+
+
+def _row(gpu: GpuProfile) -> list[Cell]:
+    flops = gpu.flops.bf16 or gpu.flops.fp16
+    return [
+        gpu.name,
+        f"{gpu.memory_bytes / GIB:.1f}",
+        f"{gpu.bandwidth_bytes_per_s / 1e9:.0f}" if gpu.bandwidth_bytes_per_s else "-",
+        f"{flops / 1e12:.0f}" if flops else "-",
+        "bf16" if gpu.supports_bf16 else "fp16",
+        _attention(gpu),
+        f"{gpu.price.median_usd_per_hour:.2f}" if gpu.price else "-",
+        gpu.architecture or "-",
+        ".".join(map(str, gpu.compute_capability)) if gpu.compute_capability else gpu.gfx_target or "-",
+    ]
+
+
+def _attention(gpu: GpuProfile) -> str:
+    if gpu.supports_flash_attention:
+        return "flash"
+    return "memory-efficient" if gpu.supports_memory_efficient_attention else "math"

@@ -1,0 +1,177 @@
+"""What stands between this machine and a training run, and the command that cures it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from planner.units import GIB, format_bytes
+from profiles.gpu import GpuProfile
+
+Status = Literal["ok", "warning", "problem"]
+
+INSTALL_TRAIN = "pip install 'fitune[train]'"
+# PyPI's torch for CUDA 13 has no kernels older than Turing; the CUDA 12.6 wheels up to 2.14 have (pytorch#172352).
+TURING = (7, 5)
+INSTALL_OLD_CARD = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
+INSTALL_CUDA = "pip install --force-reinstall torch"
+PROBE_SECONDS = 120
+# A 7B checkpoint in 16 bits is 13.5 GB; the adapters and optimizer states of two saved steps come on top.
+ROOMY_DISK_BYTES = 20 * GIB
+# Importing torch, transformers and a data set takes 2 to 4 GiB before the first weight is read.
+ROOMY_RAM_BYTES = 8 * GIB
+
+TORCH_PROBE = """
+import json, torch
+found = torch.cuda.is_available()
+print(json.dumps({
+    "version": torch.__version__,
+    "cuda": torch.version.cuda,
+    "available": found,
+    "archs": torch.cuda.get_arch_list() if found else [],
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: how it stands, in a sentence, and the command that cures it."""
+
+    subject: str
+    status: Status
+    message: str
+    cure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBuild:
+    """What the installed torch says of itself: versions, whether it sees a card, architectures it has kernels for."""
+
+    version: str
+    cuda: str | None
+    available: bool
+    archs: tuple[str, ...]
+
+
+def examine(cards: Sequence[GpuProfile], folder: Path) -> list[Finding]:
+    """Everything that a run needs, looked at on this machine; `cards` are what the driver reports."""
+    findings = [_python(), *packages(train_requirements())]
+    build = torch_build() if _installed_version("torch") else None
+    if build is not None:
+        findings.append(torch_and_cards(build, cards))
+    return [*findings, disk(folder), memory()]
+
+
+def train_requirements() -> list[Requirement] | None:
+    """What the extra `train` asks for, with ranges; None where fitune runs from a folder without being installed."""
+    try:
+        lines = metadata.requires("fitune") or []
+    except metadata.PackageNotFoundError:
+        return None
+    requirements = [Requirement(line) for line in lines]
+    return [one for one in requirements if one.marker and one.marker.evaluate({"extra": "train"})]
+
+
+def packages(requirements: Sequence[Requirement] | None) -> list[Finding]:
+    """One finding for each package that training needs: there, and in the tested range."""
+    if requirements is None:
+        message = "not installed in this Python, so the packages it trains with cannot be checked"
+        return [Finding("fitune", "warning", message, "pip install -e '.[train]'")]
+    return [_package(requirement) for requirement in requirements]
+
+
+def torch_build() -> TorchBuild | None:
+    """What torch says of itself in a process of its own; None if it cannot be imported."""
+    argv = [sys.executable, "-c", TORCH_PROBE]
+    try:
+        run = subprocess.run(argv, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
+        said = json.loads(run.stdout)
+    except (subprocess.SubprocessError, json.JSONDecodeError):
+        return None
+    return TorchBuild(said["version"], said["cuda"], said["available"], tuple(said["archs"]))
+
+
+def torch_and_cards(build: TorchBuild, cards: Sequence[GpuProfile]) -> Finding:
+    """Whether this build of torch can compute on each of `cards`."""
+    runs_on = f"CUDA {build.cuda}" if build.cuda else "a CPU"
+    if not cards:
+        return Finding("torch build", "ok", f"torch {build.version} is built for {runs_on}")
+    unsupported = [card for card in cards if build.archs and not has_kernels(build.archs, card)]
+    oldest = min(cards, key=lambda card: card.compute_capability or TURING)
+    cure = INSTALL_OLD_CARD if (oldest.compute_capability or TURING) < TURING else INSTALL_CUDA
+    if build.cuda is None:
+        return Finding("torch build", "problem", f"torch {build.version} is built for a CPU and ignores the card", cure)
+    if not build.available:
+        message = f"torch {build.version} for CUDA {build.cuda} cannot reach the card: the driver is too old for it"
+        return Finding("torch build", "problem", message, INSTALL_OLD_CARD)
+    if unsupported:
+        message = f"torch {build.version} has no kernels for the {unsupported[0].name}"
+        return Finding("torch build", "problem", message, cure)
+    return Finding("torch build", "ok", f"torch {build.version} for CUDA {build.cuda} has kernels for each card")
+
+
+def has_kernels(archs: Sequence[str], card: GpuProfile) -> bool:
+    """Whether code for one of `archs` runs on `card`: same major and no newer minor, or older PTX."""
+    if card.compute_capability is None:
+        return True
+    for arch in archs:
+        kind, _, digits = arch.rstrip("af").partition("_")
+        built = (int(digits[:-1]), int(digits[-1]))
+        same_major = built[0] == card.compute_capability[0]
+        if built <= card.compute_capability and (same_major or kind == "compute"):
+            return True
+    return False
+
+
+def disk(folder: Path) -> Finding:
+    """Free space where runs are written; the weights go to the Hub's cache, which may be another disk."""
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    free = {place: shutil.disk_usage(_existing(place)).free for place in (folder.resolve(), cache)}
+    place, least = min(free.items(), key=lambda item: item[1])
+    message = f"{format_bytes(least)} free in {place}"
+    if least < ROOMY_DISK_BYTES:
+        cure = "export HF_HOME=/a/larger/disk" if place == cache else "start in a folder on a larger disk"
+        return Finding("disk", "warning", f"{message}; a 7B checkpoint is 13 GiB", cure)
+    return Finding("disk", "ok", message)
+
+
+def memory() -> Finding:
+    """The machine's memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    message = f"{format_bytes(total)} of memory"
+    if total < ROOMY_RAM_BYTES:
+        return Finding("memory", "warning", f"{message}; loading a checkpoint may need more")
+    return Finding("memory", "ok", message)
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
+
+
+def _package(requirement: Requirement) -> Finding:
+    version = _installed_version(requirement.name)
+    if version is None:
+        return Finding(requirement.name, "problem", "not installed", INSTALL_TRAIN)
+    if not requirement.specifier.contains(version, prereleases=True):
+        message = f"{version}, but fitune is tested with {requirement.specifier}"
+        return Finding(requirement.name, "problem", message, f"pip install '{requirement.name}{requirement.specifier}'")
+    return Finding(requirement.name, "ok", version)
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
