@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from profiles.architecture import Architecture, Attention, Block, Embedding, Experts, Linear, Mlp, Norm, ScoreBias
-from profiles.architecture_traits import ArchitectureTraits, traits_of_model
+from profiles.architecture_traits import ArchitectureTraits, ExpertTraits, traits_of_model
 from profiles.errors import InputError
 from profiles.model import ModelProfile
 
@@ -90,7 +90,7 @@ def _block(
         name=name,
         count=count,
         attention=_attention(model, traits, kind),
-        mlp=_experts(model, traits) if kind.experts else _dense_mlp(model, traits),
+        mlp=_experts(model, traits, traits.experts) if traits.experts and kind.experts else _dense_mlp(model, traits),
         norm_before_attention=_norm(traits, names.before_attention, width),
         norm_after_attention=_norm(traits, names.after_attention, width),
         norm_before_mlp=_norm(traits, names.before_mlp, width),
@@ -201,13 +201,13 @@ def _cross_attention(model: ModelProfile, traits: ArchitectureTraits) -> Attenti
     )
 
 
-def _mlp(model: ModelProfile, traits: ArchitectureTraits, width: int, name: str, bias: bool) -> Mlp:
+def _mlp(model: ModelProfile, traits: ArchitectureTraits, name: str, width: int) -> Mlp:
     names = traits.mlp
     doubled = names.gated and len(names.inputs) == 1
     return Mlp(
         name=name,
-        inputs=tuple(Linear(inp, model.hidden_size, width * (1 + doubled), bias) for inp in names.inputs),
-        output=Linear(names.output, width, model.hidden_size, bias),
+        inputs=tuple(Linear(inp, model.hidden_size, width * (1 + doubled), names.bias) for inp in names.inputs),
+        output=Linear(names.output, width, model.hidden_size, names.bias),
         gated=names.gated,
         activation=model.hidden_act or names.activation,
     )
@@ -215,12 +215,10 @@ def _mlp(model: ModelProfile, traits: ArchitectureTraits, width: int, name: str,
 
 def _dense_mlp(model: ModelProfile, traits: ArchitectureTraits) -> Mlp:
     width = model.intermediate_size // traits.mlp.intermediate_divisor
-    return _mlp(model, traits, width, traits.mlp.name, traits.mlp.bias)
+    return _mlp(model, traits, traits.mlp.name, width)
 
 
-def _experts(model: ModelProfile, traits: ArchitectureTraits) -> Experts:
-    names = traits.experts
-    assert names is not None
+def _experts(model: ModelProfile, traits: ArchitectureTraits, names: ExpertTraits) -> Experts:
     width, num_experts = model.moe_intermediate_size or model.intermediate_size, _needed(model, "num_experts")
     expert = Mlp(
         name=names.name,
@@ -236,9 +234,7 @@ def _experts(model: ModelProfile, traits: ArchitectureTraits) -> Experts:
         expert=expert,
         num_experts=num_experts,
         num_experts_per_tok=_needed(model, "num_experts_per_tok"),
-        shared=_mlp(model, traits, shared_width, names.shared, traits.mlp.bias)
-        if names.shared and shared_width
-        else None,
+        shared=_mlp(model, traits, names.shared, shared_width) if names.shared and shared_width else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The models that fitune knows by name, and the reference shapes of bare sizes."""
+"""The models that fitune knows by name, the reference shapes of bare sizes, and the way from a name to a model."""
 
 import re
 import tomllib
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from profiles.build_architecture import architecture
 from profiles.errors import UnknownModelError
+from profiles.hub import CONFIG_NAME, read_hub_model, read_model_folder
 from profiles.model import ModelProfile
 from profiles.parameter_counts import parameter_counts
 
@@ -30,6 +31,28 @@ class ReferenceShape:
     size: str
     hf_id: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model and how its name was understood; `reference` is set where a bare size was asked for."""
+
+    profile: ModelProfile
+    origin: Literal["catalog", "folder", "hub"]
+    reference: ReferenceShape | None = None
+
+
+def resolve_model(name: str) -> ResolvedModel:
+    """The model that a user means: a folder with config.json, a catalogued name, a bare size, or else a Hub id.
+
+    Only a Hub id that is not in the catalog is looked up on the network. Raises UnknownModelError.
+    """
+    folder = Path(name).expanduser()
+    if (folder / CONFIG_NAME).is_file() or name.startswith(("/", "./", "../", "~")):
+        return ResolvedModel(read_model_folder(folder), "folder")
+    if name.count("/") == 1 and _named_model(name) is None:
+        return ResolvedModel(read_hub_model(name), "hub")
+    return ResolvedModel(find_model(name), "catalog", reference_shape(name))
 
 
 @cache
