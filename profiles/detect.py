@@ -8,8 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from profiles.errors import EnvironmentFault
-from profiles.gpu import GIB, MIB, GpuProfile
+from profiles.gpu import GIB, GpuProfile
 from profiles.gpu_catalog import gpus_by_nvml_name
+from profiles.overheads import MIB
 
 SAME_CARD_TOLERANCE = 0.1
 """Totals of one card differ by driver and ECC by up to 1/16; cards that share a name differ by a third or more."""

@@ -6,9 +6,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from profiles.capabilities import Requirement, capabilities
-from profiles.overheads import overheads
+from profiles.overheads import MIB, overheads
 
-MIB = 1024**2
 GIB = 1024**3
 
 

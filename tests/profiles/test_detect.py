@@ -6,7 +6,8 @@ import pytest
 
 from profiles.detect import DetectedGpu, GpuProcess, detect_gpu, detect_gpus
 from profiles.errors import EnvironmentFault
-from profiles.gpu import GIB, MIB
+from profiles.gpu import GIB
+from profiles.overheads import MIB
 
 
 class NVMLError(Exception):

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from profiles.gpu import MIB, GpuProfile, Offer
+from profiles.gpu import GpuProfile, Offer
+from profiles.overheads import MIB
 
 
 def card(**fields: object) -> GpuProfile:

@@ -4,8 +4,9 @@ from itertools import chain
 import pytest
 
 from profiles.errors import UnknownGpuError
-from profiles.gpu import GIB, MIB
+from profiles.gpu import GIB
 from profiles.gpu_catalog import GPU_FILES, all_gpus, find_gpu, gpu_keys, gpus_by_nvml_name
+from profiles.overheads import MIB
 
 SOURCES = tomllib.loads((GPU_FILES / "sources.toml").read_text("utf-8"))
 
@@ -164,3 +165,10 @@ def test_a_word_that_is_no_card_is_refused(written):
 def test_one_nvml_name_can_stand_for_two_sizes():
     found = gpus_by_nvml_name("NVIDIA GeForce RTX 4060 Ti")
     assert [gpu.box_memory_gib for gpu in found] == [8, 16]
+
+
+@each_gpu
+def test_every_nvml_name_finds_its_card(gpu):
+    if gpu.nvml_name is not None:
+        assert gpu in gpus_by_nvml_name(gpu.nvml_name)
+        assert find_gpu(gpu.nvml_name).nvml_name == gpu.nvml_name
