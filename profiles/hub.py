@@ -72,10 +72,12 @@ def stored_parameters(hf_id: str) -> int | None:
 def _check_reachable(hf_id: str) -> None:
     # Downloads retry for half a minute without a network; the question for a file's size fails at once.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import (
+
+    # HTTPError is the base class of whichever HTTP library is in use; it is imported there, not exported.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         EntryNotFoundError,
         GatedRepoError,
-        HTTPError,  # type: ignore[attr-defined]  # the base of whichever HTTP library is in use
+        HTTPError,
         RepositoryNotFoundError,
     )
 
