@@ -9,7 +9,7 @@ AttentionKernel = Literal["eager", "math", "efficient", "flash"]
 """eager is Transformers' own code; math, efficient and flash are the kernels of torch's fused attention."""
 
 StepLoss = Literal["full", "full_inplace", "chunked", "fused", "liger"]
-"""full: all logits, upcast, cross entropy; full_inplace: the gradient is written over the logits; chunked: 256 rows at a
+"""full: all logits, then cross entropy; full_inplace: the gradient is written over the logits; chunked: 256 rows at a
 time, recomputed; fused: TRL's tiles of tokens x vocabulary; liger: Liger's fused linear cross entropy."""
 
 
@@ -27,11 +27,13 @@ class Adapter:
 class StepSpec:
     """One training step.
 
-    `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in
-    the step. `autocast` is the dtype of the autocast region, None outside one. `gradients_persist` is true with
-    gradient accumulation: the gradients of earlier micro-batches are alive in the forward pass. `padded` batches need
-    an attention mask of (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the
-    kernel runs. `output_alive` is true where the caller keeps the logits through the backward pass.
+    `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in the
+    step. `autocast` is the dtype of the autocast region, None outside one. `padded` batches need an attention mask of
+    (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the kernel runs.
+    `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy and a shifted copy of the logits, which
+    depends on the version of Transformers; `output_alive` is true where the caller keeps the logits through the
+    backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier micro-batches are there in the
+    forward pass. `experts_quantized` is true where each expert is a Linear module, as in Transformers before 5.
     """
 
     micro_batch: int
@@ -46,6 +48,8 @@ class StepSpec:
     expand_kv: bool = False
     padded: bool = False
     loss: StepLoss = "full"
+    upcast_logits: bool = True
+    shift_logits: bool = False
     output_alive: bool = False
     checkpointing: bool = True
     checkpoint_every: int = 1

@@ -103,6 +103,17 @@ class Context(_Facts):
         return next(measured, next(covering, self.unknown_mib)) * MIB
 
 
+class Slack(_Facts):
+    """Reserved less allocated memory at the peak, as a share of the bytes of activations."""
+
+    typical: float = Field(ge=0, description="with a fused attention kernel")
+    eager: float = Field(ge=0, description="where the scores are materialized")
+    idle: float = Field(ge=0, description="where the optimizer step is the peak and activations are only cached")
+    low: float = Field(ge=0, description="least seen")
+    high: float = Field(ge=0, description="most seen at fixed length")
+    source: str
+
+
 class Overheads(_Facts):
     """All tables of `overheads.toml`."""
 
@@ -110,6 +121,7 @@ class Overheads(_Facts):
     cublas_workspace: CublasWorkspace
     carve_out: CarveOut
     context: Context
+    slack: Slack
 
 
 @cache

@@ -1,10 +1,25 @@
 """The memory of one training step: named components, the peak of each phase, and what the process holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from planner.memory.parameters import (
+    adapter_bytes,
+    base_weight_bytes,
+    gradient_bytes,
+    quantized_weight_bytes,
+    trainable_itemsize,
+    trainable_weights,
+)
+from planner.memory.reserved import process_memory
+from planner.memory.states import state_bytes, step_scratch_bytes
+from planner.memory.timeline import Peak, evaluation_peak, timeline
+from planner.memory.workspace import batch_bytes, workspace_bytes
+from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
-from profiles.errors import UnsupportedError
+from planner.units import format_bytes, format_count
+from profiles.architecture import Architecture
+from profiles.build_architecture import architecture
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 
@@ -26,7 +41,7 @@ class MemoryEstimate:
 
     `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest; `components` are alive in
     it and add up to `allocated_bytes`. `reserved_bytes` is what torch's caching allocator takes for that,
-    `process_bytes` what nvidia-smi shows. `interval_bytes` is the range in which the measured process memory is expected.
+    `process_bytes` what nvidia-smi shows. `interval_bytes` is where the process memory of a measured run is expected.
     """
 
     components: tuple[Component, ...]
@@ -39,5 +54,119 @@ class MemoryEstimate:
 
 
 def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> MemoryEstimate:
-    """The memory of `step` on `gpu` (None: a CPU, where nothing but the live tensors counts)."""
-    raise UnsupportedError("the memory model is being written")
+    """The memory of `step` on `gpu` (None: a CPU, where nothing but live tensors counts).
+
+    Raises UnsupportedError for an architecture that is not described and ConfigError for an unknown optimizer.
+    Measured error of allocated memory: median 0.5 %, 95th percentile 13 % on published runs of one GPU (README).
+    """
+    arch = architecture(model)
+    static = _static(arch, step, gpu)
+    always = sum(static.values())
+    moments = _moments(arch, step)
+    phases = {phase: always + sum(parts.values()) for phase, (parts, _) in moments.items()}
+    phases["load"] = sum(static[name] for name in LOADED) + _largest_tensor(arch, step)
+    binding = max(phases, key=lambda phase: phases[phase])
+    parts, peak = moments.get(binding, ({"tensor that is being loaded": phases["load"] - always}, None))
+    alive = {name: size for name, size in (static | parts).items() if size}
+    activations = max(peak.bytes - peak.gradients for _, peak in moments.values() if peak)
+    process = process_memory(phases[binding], activations, binding == "step", step, gpu)
+    return MemoryEstimate(
+        components=tuple(Component(name, size, _why(name, arch, step, peak)) for name, size in alive.items()),
+        phases=phases,
+        binding_phase=binding,
+        allocated_bytes=phases[binding],
+        reserved_bytes=process.reserved_bytes,
+        process_bytes=process.process_bytes,
+        interval_bytes=process.interval_bytes,
+    )
+
+
+LOADED = ("weights", "quantized weights")
+
+
+def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[str, int]:
+    """Bytes that are there in every phase of a step."""
+    return {
+        "weights": base_weight_bytes(arch, step),
+        "quantized weights": quantized_weight_bytes(arch, step),
+        "adapter": adapter_bytes(arch, step),
+        "optimizer states": state_bytes(arch, step),
+        "earlier gradients": gradient_bytes(arch, step) if step.gradients_persist else 0,
+        "batch and masks": batch_bytes(arch, step),
+        "cuBLAS workspaces": workspace_bytes(gpu),
+    }
+
+
+def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
+    """For each phase the bytes above the static ones at its peak, by name, and that peak."""
+    activity = timeline(arch, step)
+    moments: dict[Phase, tuple[dict[str, int], Peak | None]] = {
+        "forward": (_parts(activity.forward), activity.forward),
+        "loss": (_parts(activity.loss), activity.loss),
+        "backward": (_parts(activity.backward), activity.backward),
+        "step": (_optimizer_parts(arch, step), None),
+    }
+    if step.eval_batch:
+        evaluation = evaluation_peak(arch, replace(step, micro_batch=step.eval_batch))
+        moments["evaluation"] = (_parts(evaluation), evaluation)
+    return moments
+
+
+def _parts(peak: Peak) -> dict[str, int]:
+    return {
+        "stored activations": peak.stored,
+        f"{peak.place} at work": peak.working,
+        "gradients": peak.gradients,
+        "weight copies of autocast": peak.copies,
+    }
+
+
+def _optimizer_parts(arch: Architecture, step: StepSpec) -> dict[str, int]:
+    gradients = 0 if step.gradients_persist else gradient_bytes(arch, step)
+    return {"gradients": gradients, "optimizer scratch": step_scratch_bytes(arch, step)}
+
+
+def _largest_tensor(arch: Architecture, step: StepSpec) -> int:
+    """Bytes of the largest weight as loaded: while it is quantized, both forms are there."""
+    if step.quantization is None:
+        return 0
+    return max(linear.num_weights for linear, _ in arch.linears()) * DTYPE_BYTES[step.weight_dtype]
+
+
+def _why(name: str, arch: Architecture, step: StepSpec, peak: Peak | None) -> str:
+    """The arithmetic behind a component, in numbers."""
+    learns = sum(weights.count * weights.elements for weights in trainable_weights(arch, step.adapter))
+    itemsize = trainable_itemsize(step)
+    tokens = f"{step.micro_batch} x {step.seq_len} tokens"
+    texts = {
+        "weights": f"what is not quantized, in {step.base_dtype}",
+        "quantized weights": f"{step.quantization} Linear layers with their block constants",
+        "adapter": f"{format_count(learns)} parameters x {itemsize} B",
+        "optimizer states": f"{step.optimizer}, {format_count(learns)} parameters",
+        "earlier gradients": f"{format_count(learns)} parameters x {itemsize} B, kept between micro-batches",
+        "gradients": f"gradients of weights, {itemsize} B a parameter that learns",
+        "optimizer scratch": f"temporary copies of {step.optimizer}",
+        "batch and masks": f"token ids, labels, masks and rotary tables of {tokens}",
+        "cuBLAS workspaces": "two, for the forward and the backward thread",
+        "stored activations": _stored_why(arch, step, tokens),
+        "weight copies of autocast": f"{step.autocast} copies of float32 weights",
+    }
+    return texts.get(name) or (_working_why(peak) if peak else "")
+
+
+def _stored_why(arch: Architecture, step: StepSpec, tokens: str) -> str:
+    if not step.checkpointing:
+        return f"what autograd keeps of {arch.num_layers} layers x {tokens}"
+    width = arch.head.in_features
+    checkpoints = f"{arch.num_layers} layers x {tokens} x {width} x {DTYPE_BYTES[step.base_dtype]} B"
+    return (
+        checkpoints
+        if step.checkpoint_every == 1
+        else f"{checkpoints}; of every {step.checkpoint_every}th the input only"
+    )
+
+
+def _working_why(peak: Peak) -> str:
+    largest = sorted(peak.moment.tensors, key=lambda tensor: -tensor.bytes)[:3]
+    tensors = ", ".join(f"{tensor.name} {format_bytes(tensor.bytes)}" for tensor in largest)
+    return f"peaks at {peak.moment.op}" + (f", with {tensors}" if tensors else "")

@@ -1,0 +1,181 @@
+"""A transformer layer on a tape, built from its parts in the order of Transformers' forward methods."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.memory.attention import attend
+from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
+from planner.memory.tape import Moment, Op, Tape, Tensor
+from planner.run_config import DTYPE_BYTES
+from planner.step import StepSpec
+from profiles.architecture import Attention, Block, Experts, Mlp, Norm
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMemory:
+    """What one layer adds to the timeline, in bytes.
+
+    `input_bytes` is the residual stream that enters it, `saved` what autograd keeps of it without checkpointing,
+    `cached_bytes` the 16-bit weights that autocast keeps to the end of the forward pass. The forward peaks include the
+    input; that of the backward pass what is saved, the incoming gradient and the gradients of the layer's own weights.
+    """
+
+    input_bytes: int
+    input_saved: bool
+    output_bytes: int
+    saved: tuple[Tensor, ...]
+    saved_bytes: int
+    cached_bytes: int
+    parameter_gradient_bytes: int
+    forward_peak: Moment
+    inference_peak: Moment
+    backward_peak: Moment
+
+
+@lru_cache(maxsize=4096)
+def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
+    """The memory of one layer of `block`, its tape replayed forward and backward."""
+    tape = layer_tape(block, step, hidden_size)
+    return LayerMemory(
+        input_bytes=tape.source.bytes,
+        input_saved=tape.source in tape.saved(),
+        output_bytes=tape.output.bytes,
+        saved=tape.saved(),
+        saved_bytes=tape.saved_bytes(),
+        cached_bytes=tape.cached_bytes(),
+        parameter_gradient_bytes=tape.parameter_gradient_bytes(),
+        forward_peak=tape.forward_peak(keep=True),
+        inference_peak=tape.forward_peak(keep=False),
+        backward_peak=tape.backward_peak(),
+    )
+
+
+def layer_tape(block: Block, step: StepSpec, hidden_size: int) -> Tape:
+    """The operators of one layer of `block`."""
+    itemsize = DTYPE_BYTES[step.base_dtype]
+    source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize)
+    ops = Operators(step, Tape(source), trainable=step.adapter is None)
+    (_parallel if block.parallel else _sequential)(ops, block, source)
+    return ops.tape
+
+
+def _sequential(ops: Operators, block: Block, x: Tensor) -> None:
+    branch = _normed(ops, block.norm_before_attention, x)
+    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch))
+    x = ops.add("residual after attention", x, branch)
+    if block.cross_attention:
+        branch = _attention(ops, block.cross_attention, _normed(ops, block.norm_before_cross_attention, x))
+        x = ops.add("residual after cross-attention", x, branch)
+    branch = _normed(ops, block.norm_before_mlp, x)
+    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch))
+    ops.add("residual after mlp", x, branch)
+
+
+def _parallel(ops: Operators, block: Block, x: Tensor) -> None:
+    """Attention and MLP read the same stream; a missing second norm means that they share the first."""
+    normed = _normed(ops, block.norm_before_attention, x)
+    attended = _attention(ops, block.attention, normed)
+    second = _normed(ops, block.norm_before_mlp, x) if block.norm_before_mlp else normed
+    fed = _feed_forward(ops, block.mlp, second)
+    ops.add("residual", ops.add("attention + mlp", attended, fed), x)
+
+
+def _normed(ops: Operators, norm: Norm | None, x: Tensor) -> Tensor:
+    return ops.norm(norm, x) if norm else x
+
+
+def _attention(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
+    projections = [ops.linear(linear, x) for linear in attention.inputs]
+    ops.tape.hold(x)
+    query, key, value = _heads(ops, attention, projections)
+    for norm in attention.norms:
+        if norm.name.startswith("q"):
+            query = ops.norm(norm, query)
+        else:
+            key = ops.norm(norm, key)
+    if attention.rotary_dim:
+        query, key = ops.rotate(query), ops.rotate(key)
+    out = ops.linear(attention.output, attend(ops, attention, query, key, value))
+    ops.tape.hold(query, key, value)
+    return out
+
+
+def _heads(ops: Operators, attention: Attention, projections: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value; of a fused projection each is a view of one tensor."""
+    if len(projections) == 3:
+        return projections[0], projections[1], projections[2]
+    [fused] = projections
+    sizes = (
+        attention.num_heads * attention.head_dim,
+        attention.num_kv_heads * attention.head_dim,
+        attention.num_kv_heads * attention.value_head_dim,
+    )
+    query, key, value = (
+        Tensor(name, ops.tokens * size, fused.itemsize, base=fused)
+        for name, size in zip(("query", "key", "value"), sizes, strict=True)
+    )
+    ops.tape.add(Op("split", (fused,), (query, key, value)))
+    return query, key, value
+
+
+def _feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor) -> Tensor:
+    return _mlp(ops, mlp, x) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
+
+
+def _mlp(ops: Operators, mlp: Mlp, x: Tensor) -> Tensor:
+    if not mlp.gated:
+        [up] = (ops.linear(linear, x) for linear in mlp.inputs)
+        inner = ops.activation(mlp.activation, up)
+    elif len(mlp.inputs) == 2:
+        gate_linear, up_linear = mlp.inputs
+        gate = ops.activation(mlp.activation, ops.linear(gate_linear, x))
+        inner = ops.multiply("gated", gate, ops.linear(up_linear, x))
+    else:
+        [fused] = (ops.linear(linear, x) for linear in mlp.inputs)
+        inner = _gated_halves(ops, mlp, fused)
+    out = ops.linear(mlp.output, inner)
+    ops.tape.hold(x)
+    return out
+
+
+def _gated_halves(ops: Operators, mlp: Mlp, fused: Tensor) -> Tensor:
+    """activation(gate) * up, where both are halves of one projection."""
+    width = ops.tokens * mlp.intermediate_size
+    gate, up = (Tensor(name, width, fused.itemsize, base=fused) for name in ("gate", "up"))
+    ops.tape.add(Op("chunk", (fused,), (gate, up)))
+    return ops.multiply("gated", ops.activation(mlp.activation, gate), up)
+
+
+def _experts(ops: Operators, experts: Experts, x: Tensor) -> Tensor:
+    """Routed rows through their experts, as if the router spread the tokens evenly.
+
+    Each token is gathered `num_experts_per_tok` times; the loop over experts makes the same tensors in pieces. The sum
+    over experts is written into one result.
+    """
+    rows = ops.tokens * experts.num_experts_per_tok
+    router = Tensor("router probabilities", ops.tokens * experts.num_experts, ROW_STATISTICS)
+    ops.tape.add(Op("router", (x,), (router,), (router,) + ((x,) if ops.trainable else ())))
+    hidden, inner = experts.expert.output.out_features, experts.expert.intermediate_size
+    gathered = ops.tape.add(Op("gather", (x,), (Tensor("gathered tokens", rows * hidden, x.itemsize),)))
+    narrow = ops.cast(gathered, ops.autocast_size or gathered.itemsize)
+    gate_up = Tensor("gate_up", rows * 2 * inner, narrow.itemsize)
+    kept = (narrow,) if ops.trainable else ()
+    ops.tape.add(Op("gate_up", (narrow,), (gate_up,), kept, parameter_gradients=ops.gradient_bytes(_gate_up(experts))))
+    gate, up = (Tensor(name, rows * inner, narrow.itemsize, base=gate_up) for name in ("gate", "up"))
+    ops.tape.add(Op("chunk", (gate_up,), (gate, up)))
+    product = ops.multiply("gated", ops.activation(experts.expert.activation, gate), up)
+    down = Tensor("down", rows * hidden, narrow.itemsize)
+    kept = (product,) if ops.trainable else ()
+    ops.tape.add(Op("down", (product,), (down,), kept, parameter_gradients=ops.gradient_bytes(_down(experts))))
+    weighted = ops.tape.add(Op("weighted", (down,), (Tensor("weighted", rows * hidden, FLOAT32),), (down,)))
+    ops.tape.hold(gathered)
+    out = ops.tape.add(Op("sum of experts", (weighted,), (Tensor("experts", x.elements, x.itemsize),)))
+    return ops.add("experts + shared", out, _mlp(ops, experts.shared, x)) if experts.shared else out
+
+
+def _gate_up(experts: Experts) -> int:
+    return experts.num_experts * sum(linear.num_parameters for linear in experts.expert.inputs)
+
+
+def _down(experts: Experts) -> int:
+    return experts.num_experts * experts.expert.output.num_parameters

@@ -1,0 +1,135 @@
+"""From the last layer to the loss on the tape: final norm, head, and the five ways to the cross entropy.
+
+Sources: Transformers 5.23 `loss/loss_utils.py`; TRL 1.16 `kernels/chunked_logprob.py`, 1.7-1.14 `chunked_nll`; Liger
+0.8.5 `ops/fused_linear_cross_entropy.py`; fms-acceleration's fused cross entropy, which is Unsloth's kernel.
+"""
+
+from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
+from planner.memory.tape import Op, Tape, Tensor, rounded
+from planner.run_config import DTYPE_BYTES
+from planner.step import StepSpec
+from profiles.architecture import Architecture, Linear
+
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
+"""Largest tile of logits that TRL's fused head makes (`TOKEN_CHUNK_SIZE`, `_CHUNKED_LOGPROB_CHUNK_SIZE`)."""
+
+CHUNK_TOKENS = 256
+"""Tokens a chunk of TRL's `chunked_nll`."""
+
+
+def loss_tape(architecture: Architecture, step: StepSpec) -> Tape:
+    """The operators from the residual stream to the scalar loss."""
+    hidden_size = architecture.blocks[-1].attention.output.out_features
+    source = Tensor("last hidden_states", step.num_tokens * hidden_size, DTYPE_BYTES[step.base_dtype])
+    ops = Operators(step, Tape(source), trainable=step.adapter is None)
+    x = source
+    for norm in architecture.final_norms[-1:]:
+        x = ops.norm(norm, x)
+    head = architecture.head
+    paths = {"full": _full, "full_inplace": _full_inplace, "chunked": _chunked, "fused": _fused, "liger": _liger}
+    paths[step.loss](ops, head, x)
+    return ops.tape
+
+
+def _scalar(ops: Operators, name: str, inputs: tuple[Tensor, ...], saved: tuple[Tensor, ...] = ()) -> None:
+    ops.tape.add(Op(name, inputs, (Tensor("loss", 1, FLOAT32),), saved))
+
+
+def _logits(ops: Operators, head: Linear, x: Tensor) -> Tensor:
+    """All logits; the caller's output keeps them to the end of the backward pass where the step says so."""
+    logits = ops.linear(head, x)
+    if ops.step.output_alive:
+        head_op = ops.tape.ops[-1]
+        head_op.saved += (logits,)
+    return logits
+
+
+def _full(ops: Operators, head: Linear, x: Tensor) -> None:
+    """Logits, a float32 copy, the log-softmax: 10 bytes a logit forward in 16 bit, 12 backward.
+
+    Older Transformers also copied the logits to shift them, and GPT-BigCode left them in 16 bit.
+    """
+    logits = _logits(ops, head, x)
+    wide = _shifted(ops, ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits)
+    in_float32 = ops.cast(wide, FLOAT32) if ops.autocast_size else wide
+    log_softmax = Tensor("log-softmax", wide.elements, in_float32.itemsize)
+    ops.tape.add(Op("log_softmax", (in_float32,), (log_softmax,), (log_softmax,)))
+    _scalar(ops, "nll", (log_softmax,))
+    ops.tape.hold(logits, wide)
+
+
+def _shifted(ops: Operators, logits: Tensor) -> Tensor:
+    """A contiguous copy of all but the last position; of a single row that is a view."""
+    if not ops.step.shift_logits or ops.step.micro_batch == 1:
+        return logits
+    out = ops.tape.add(Op("shift", (logits,), (Tensor("shifted logits", logits.elements, logits.itemsize),)))
+    ops.tape.hold(logits)
+    return out
+
+
+def _full_inplace(ops: Operators, head: Linear, x: Tensor) -> None:
+    """Unsloth's kernel, which writes the gradient over the logits that it is given."""
+    logits = _logits(ops, head, x)
+    wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
+    given = _shifted(ops, wide)
+    sums = Tensor("log-sum-exp", ops.tokens, ROW_STATISTICS)
+    own_gradient = Tensor("gradient over the logits", 0, given.itemsize, base=given)
+    ops.tape.add(Op("cross entropy", (given,), (own_gradient,), (given,), passes_grad=True))
+    _scalar(ops, "mean", (own_gradient,), (sums,))
+
+
+def _chunked(ops: Operators, head: Linear, x: Tensor) -> None:
+    """256 rows of logits at a time, computed again in the backward pass."""
+    rows = min(ops.tokens, CHUNK_TOKENS)
+    tile = rounded(rows * head.out_features * FLOAT32)
+    weight = _head_gradient(ops, head)
+    _scalar(ops, "chunked loss", (x,), (x,))
+    op = ops.tape.ops[-1]
+    op.scratch, op.backward_scratch, op.parameter_gradients = 2 * tile, 3 * tile, weight
+
+
+def _fused(ops: Operators, head: Linear, x: Tensor) -> None:
+    """Tiles of tokens x vocabulary, recomputed in the backward pass; gradients add up in float32.
+
+    Without Triton, on a CPU, each tile also takes its float32 forms.
+    """
+    size = ops.autocast_size or x.itemsize
+    rows = min(ops.tokens, TILE_TOKENS)
+    buffer = rounded(rows * TILE_VOCABULARY * size)
+    columns = min(head.out_features, TILE_VOCABULARY)
+    weight = 0 if ops.base_size == size else rounded(columns * head.in_features * size)
+    hidden = 0 if x.itemsize == size else rounded(rows * head.in_features * size)
+    if ops.step.device == "cpu":
+        tile = rounded(rows * columns * FLOAT32)
+        forward, backward = 4 * tile, 7 * tile + tile // 4
+    else:
+        forward, backward = 0, 0
+    compact = Tensor("hidden_states of labels", x.elements, x.itemsize)
+    ops.tape.add(Op("select", (x,), (compact,)))
+    wide_gradient = rounded(x.elements * FLOAT32)
+    _scalar(ops, "fused loss", (compact,), (compact,))
+    op = ops.tape.ops[-1]
+    op.scratch = buffer + weight + hidden + forward
+    op.backward_scratch = buffer + weight + hidden + wide_gradient + backward
+    if ops.trainable:
+        op.backward_scratch += rounded(head.num_parameters * FLOAT32) if ops.base_size < FLOAT32 else 0
+        op.parameter_gradients = _head_gradient(ops, head)
+
+
+def _liger(ops: Operators, head: Linear, x: Tensor) -> None:
+    """Chunks of logits whose gradients are computed in the forward pass: of the input, and of the head if it learns."""
+    size = ops.autocast_size or x.itemsize
+    narrow = ops.cast(x, size)
+    parts = -(-head.out_features // head.in_features)
+    rows = min(ops.tokens, 1 << (-(-ops.tokens // parts) - 1).bit_length())
+    tile = rounded(rows * head.out_features * size)
+    gradient = Tensor("gradient of hidden_states", x.elements, size)
+    weight = Tensor("gradient of the head", head.num_parameters if ops.trainable else 0, ops.base_size)
+    _scalar(ops, "liger loss", (narrow,), (gradient, weight))
+    op = ops.tape.ops[-1]
+    op.scratch = 2 * tile + rounded(rows * head.out_features * FLOAT32)
+    op.parameter_gradients = _head_gradient(ops, head)
+
+
+def _head_gradient(ops: Operators, head: Linear) -> int:
+    return ops.gradient_bytes(head.num_parameters)

@@ -1,0 +1,200 @@
+"""The operators of a transformer layer as a tape sees them: what each makes, keeps and needs while it runs.
+
+Sources: Transformers 5.23 modeling files, PEFT 0.21 `tuners/lora/{layer,bnb}.py`, bitsandbytes 0.50
+`autograd/_functions.py`, torch 2.13 autograd formulas (`tools/autograd/derivatives.yaml`).
+"""
+
+from dataclasses import dataclass, field
+
+from planner.memory.tape import Op, Tape, Tensor, rounded
+from planner.run_config import DTYPE_BYTES
+from planner.step import Adapter, StepSpec
+from profiles.architecture import Linear, Norm
+
+FLOAT32 = 4
+ROW_STATISTICS = 4
+"""Bytes of one float32 number a row: a mean, a reciprocal deviation, a log-sum-exp."""
+
+SELF_CONTAINED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_python_tanh", "relu"}
+"""Activations that are one torch operator, which keeps its input only. Others are spelled out in Python."""
+
+
+@dataclass(slots=True)
+class Operators:
+    """Writes the operators of one step onto a tape.
+
+    `tokens` is batch x seq_len, `trainable` is true when the base weights learn.
+    """
+
+    step: StepSpec
+    tape: Tape
+    trainable: bool
+    base_size: int = field(init=False)
+    autocast_size: int | None = field(init=False)
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base_size = DTYPE_BYTES[self.step.base_dtype]
+        self.autocast_size = DTYPE_BYTES[self.step.autocast] if self.step.autocast else None
+        self.tokens = self.step.num_tokens
+
+    def cast(self, x: Tensor, itemsize: int) -> Tensor:
+        """`x` in another element size; itself where it has that size."""
+        if x.itemsize == itemsize:
+            return x
+        out = Tensor(f"{x.name} as {itemsize * 8} bit", x.elements, itemsize)
+        return self.tape.add(Op("to", (x,), (out,)))
+
+    def add(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a + b in the larger element size; both get the gradient as it comes."""
+        size = max(a.itemsize, b.itemsize)
+        out = Tensor(name, max(a.elements, b.elements), size)
+        self.tape.add(Op(name, (self._promoted(a, size), self._promoted(b, size)), (out,), passes_grad=True))
+        self.tape.hold(a, b)
+        return out
+
+    def _promoted(self, x: Tensor, itemsize: int) -> Tensor:
+        """`x` as it enters an operator of larger elements: type promotion costs nothing forward, a cast backward."""
+        if x.itemsize == itemsize:
+            return x
+        return self.tape.add(Op("promote", (x,), (Tensor(f"{x.name} promoted", x.elements, itemsize, base=x),)))
+
+    def norm(self, norm: Norm, x: Tensor) -> Tensor:
+        """A normalisation of `x`; autograd keeps its float32 input where the module computes in float32."""
+        if norm.kind == "layer_norm":
+            return self._layer_norm(norm, x)
+        wide = self.cast(x, FLOAT32) if norm.upcast else x
+        rows = x.elements // norm.size
+        inverse = Tensor(f"{norm.name} deviation", rows, ROW_STATISTICS)
+        square = self.tape.add(
+            Op(f"{norm.name} square", (wide,), (Tensor("square", x.elements, wide.itemsize),), (wide,))
+        )
+        self.tape.add(Op(f"{norm.name} rsqrt", (square,), (inverse,), (inverse,)))
+        scaled = Tensor(f"{norm.name} normalised", x.elements, wide.itemsize)
+        self.tape.add(
+            Op(f"{norm.name} scale", (wide, inverse), (scaled,), (wide, inverse), backward_scratch=scaled.bytes)
+        )
+        narrow = self.cast(scaled, x.itemsize)
+        self.tape.hold(wide)
+        if not norm.weight:
+            return narrow
+        out = Tensor(norm.name, x.elements, max(x.itemsize, self.base_size))
+        return self.tape.add(
+            Op(
+                norm.name,
+                (narrow,),
+                (out,),
+                saved=(narrow,) if self.trainable else (),
+                backward_scratch=out.bytes if self.trainable else 0,
+                parameter_gradients=self.gradient_bytes(norm.num_parameters),
+            )
+        )
+
+    def _layer_norm(self, norm: Norm, x: Tensor) -> Tensor:
+        wide = self.cast(x, FLOAT32) if self.autocast_size else x
+        statistics = Tensor(f"{norm.name} mean and deviation", 2 * x.elements // norm.size, ROW_STATISTICS)
+        out = Tensor(norm.name, x.elements, max(wide.itemsize, self.base_size if self.autocast_size else wide.itemsize))
+        gradients = self.gradient_bytes(norm.num_parameters)
+        return self.tape.add(Op(norm.name, (wide,), (out,), saved=(wide, statistics), parameter_gradients=gradients))
+
+    def linear(self, linear: Linear, x: Tensor) -> Tensor:
+        """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
+        adapter = self.step.adapter
+        result = self._quantized(linear, x) if self._is_quantized(linear) else self._plain(linear, x)
+        if adapter is None or linear.name not in adapter.targets:
+            return result
+        if self._is_quantized(linear):
+            clone = Tensor(f"{linear.name} clone", result.elements, result.itemsize)
+            result = self.tape.add(Op(f"{linear.name} clone", (result,), (clone,), passes_grad=True))
+        return self._adapted(adapter, linear, x, result)
+
+    def _is_quantized(self, linear: Linear) -> bool:
+        return self.step.quantization is not None and linear.name != "lm_head"
+
+    def _plain(self, linear: Linear, x: Tensor) -> Tensor:
+        size = self.autocast_size or x.itemsize
+        narrow = self.cast(x, size)
+        out = Tensor(linear.name, self.tokens * linear.out_features, size)
+        copy = self._weight_copy(linear)
+        saved = ((narrow,) if self.trainable else ()) + copy
+        return self.tape.add(
+            Op(
+                linear.name,
+                (narrow,),
+                (out,),
+                saved=saved,
+                backward_scratch=sum(c.bytes for c in copy) if self.trainable else 0,
+                parameter_gradients=self.gradient_bytes(linear.num_parameters),
+                cached=copy if self.trainable else (),
+            )
+        )
+
+    def _weight_copy(self, linear: Linear) -> tuple[Tensor, ...]:
+        """The 16-bit copy that autocast makes of a float32 weight."""
+        if self.autocast_size is None or self.autocast_size == self.base_size:
+            return ()
+        return (Tensor(f"{linear.name} weight as {self.step.autocast}", linear.num_weights, self.autocast_size, False),)
+
+    def _quantized(self, linear: Linear, x: Tensor) -> Tensor:
+        """A bitsandbytes layer: the weight is dequantized while it is used, forward and backward."""
+        size = DTYPE_BYTES[self.step.compute_dtype]
+        narrow = self.cast(x, size)
+        out = Tensor(linear.name, self.tokens * linear.out_features, size)
+        if self.step.quantization == "int8":
+            products = rounded(out.elements * FLOAT32)
+            op = Op(linear.name, (narrow,), (out,), (narrow,), scratch=narrow.bytes + narrow.elements + products)
+        else:
+            op = Op(linear.name, (narrow,), (out,), scratch=rounded(linear.num_weights * size))
+        op.backward_scratch = rounded(linear.num_weights * size)
+        return self.cast(self.tape.add(op), x.itemsize)
+
+    def _adapted(self, adapter: Adapter, linear: Linear, x: Tensor, result: Tensor) -> Tensor:
+        """result + B(A(dropout(x))) * scale, with the casts that PEFT and autocast make on the way."""
+        adapter_size = DTYPE_BYTES[adapter.dtype]
+        size = self.autocast_size or adapter_size
+        if not (self.autocast_size and self._is_quantized(linear)):
+            x = self.cast(x, adapter_size)
+        if adapter.dropout:
+            x = self._dropout(x)
+        narrow = self.cast(x, size)
+        gradient = rounded(adapter.r * linear.in_features * adapter_size)
+        low = Tensor(f"{linear.name} lora_A", self.tokens * adapter.r, size)
+        self.tape.add(Op(low.name, (narrow,), (low,), (narrow,), parameter_gradients=gradient))
+        gradient = rounded(adapter.r * linear.out_features * adapter_size)
+        high = Tensor(f"{linear.name} lora_B", result.elements, size)
+        self.tape.add(Op(high.name, (low,), (high,), (low,), parameter_gradients=gradient))
+        scaled = Tensor(f"{linear.name} lora scaled", result.elements, size)
+        self.tape.add(Op(scaled.name, (high,), (scaled,)))
+        total = self.add(f"{linear.name} with adapter", result, scaled)
+        self.tape.hold(x)
+        return self.cast(total, result.itemsize)
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        mask = Tensor(f"{x.name} dropout mask", x.elements, 1, False)
+        out = Tensor(f"{x.name} dropped", x.elements, x.itemsize)
+        return self.tape.add(Op("dropout", (x,), (out,), saved=(mask,)))
+
+    def activation(self, name: str, x: Tensor) -> Tensor:
+        """The non-linearity; one that is spelled out in Python keeps four tensors of its width instead of one."""
+        out = Tensor(name, x.elements, x.itemsize)
+        if name in SELF_CONTAINED_ACTIVATIONS:
+            return self.tape.add(Op(name, (x,), (out,), (x,)))
+        half = Tensor(f"{name} half", x.elements, x.itemsize)
+        tanh = Tensor(f"{name} tanh", x.elements, x.itemsize)
+        shifted = Tensor(f"{name} 1 + tanh", x.elements, x.itemsize)
+        return self.tape.add(
+            Op(name, (x,), (out,), (x, half, tanh, shifted), scratch=x.bytes, backward_scratch=2 * x.bytes)
+        )
+
+    def multiply(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """a * b; autograd keeps both."""
+        return self.tape.add(Op(name, (a, b), (Tensor(name, a.elements, max(a.itemsize, b.itemsize)),), (a, b)))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotary positions: x cos + rotate_half(x) sin. Only the shared cosines and sines are kept."""
+        out = Tensor(f"{x.name} rotated", x.elements, x.itemsize)
+        return self.tape.add(Op(out.name, (x,), (out,), scratch=2 * x.bytes, backward_scratch=2 * x.bytes))
+
+    def gradient_bytes(self, num_parameters: int) -> int:
+        """Bytes of the gradient of `num_parameters` base weights, if they learn."""
+        return rounded(num_parameters * self.base_size) if self.trainable and num_parameters else 0

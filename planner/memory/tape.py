@@ -1,0 +1,186 @@
+"""Autograd on sizes: which bytes are alive at each operator of a forward and a backward pass.
+
+A `Tape` records operators as a model runs them: what each reads, what it makes, what autograd keeps for it. Replaying
+the record counts live bytes as reference counting does, in microseconds and without torch.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+BLOCK_BYTES = 512
+"""Every tensor takes a multiple of this from torch's CUDA allocator (kMinBlockSize, c10/core/AllocatorConfig.h)."""
+
+
+def rounded(num_bytes: int) -> int:
+    """Bytes of the allocator's blocks that hold a tensor of `num_bytes`."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+@dataclass(eq=False, slots=True)
+class Tensor:
+    """A tensor by its name, its elements and the bytes of one.
+
+    A view has a `base`, whose memory it shares; its gradient has memory of its own.
+    """
+
+    name: str
+    elements: int
+    itemsize: int
+    requires_grad: bool = True
+    base: "Tensor | None" = None
+    bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes = rounded(self.elements * self.itemsize)
+
+    @property
+    def storage(self) -> "Tensor":
+        """The tensor whose memory this one uses."""
+        return self.base.storage if self.base else self
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One operator.
+
+    `scratch` and `backward_scratch` are bytes that live only while it runs. `parameter_gradients` are bytes of
+    gradients of weights that its backward makes and that stay. `cached` tensors live until the autocast region ends.
+    With `passes_grad` its backward makes nothing: the inputs get the very gradient that came, as in an addition.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...] = ()
+    saved: tuple[Tensor, ...] = ()
+    scratch: int = 0
+    backward_scratch: int = 0
+    passes_grad: bool = False
+    parameter_gradients: int = 0
+    cached: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The most bytes alive in a replay, at which operator, and the tensors behind them (without gradients)."""
+
+    bytes: int
+    op: str
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(slots=True)
+class GradientBuffer:
+    """Memory of a gradient, and how many tensors it is the gradient of."""
+
+    bytes: int
+    owners: int = 0
+
+
+@dataclass(slots=True)
+class Tape:
+    """Operators in the order of the forward pass, from `source` to the outputs of the last."""
+
+    source: Tensor
+    ops: list[Op] = field(default_factory=list)
+
+    def add(self, op: Op) -> Tensor:
+        """The first output of `op`, which is now the last operator."""
+        self.ops.append(op)
+        return op.outputs[0]
+
+    def hold(self, *tensors: Tensor) -> None:
+        """Note that variables of the model's code keep `tensors` alive up to here."""
+        self.ops.append(Op("hold", tensors))
+
+    @property
+    def output(self) -> Tensor:
+        """What the tape ends in."""
+        return next(op.outputs[0] for op in reversed(self.ops) if op.outputs)
+
+    def saved(self) -> tuple[Tensor, ...]:
+        """What autograd keeps for the backward pass, each tensor once, in the order of the forward pass."""
+        return tuple(dict.fromkeys(tensor.storage for op in self.ops for tensor in op.saved))
+
+    def saved_bytes(self) -> int:
+        """Bytes of all saved tensors."""
+        return sum(tensor.bytes for tensor in self.saved())
+
+    def cached_bytes(self) -> int:
+        """Bytes that stay until the autocast region ends: 16-bit copies of trainable weights."""
+        return sum(tensor.bytes for op in self.ops for tensor in op.cached)
+
+    def parameter_gradient_bytes(self) -> int:
+        """Bytes of the gradients that the backward pass leaves behind."""
+        return sum(op.parameter_gradients for op in self.ops)
+
+    def forward_peak(self, keep: bool) -> Moment:
+        """The peak of the forward pass. Without `keep` nothing is saved, as in evaluation or under checkpointing."""
+        last_use = self._last_uses(keep)
+        alive = {self.source}
+        now = self.source.bytes
+        peak = Moment(now, "input", (self.source,))
+        for index, op in enumerate(self.ops):
+            born = (*op.outputs, *op.cached, *op.saved) if keep else (*op.outputs, *op.cached)
+            for storage in [tensor.storage for tensor in born]:
+                if storage not in alive:
+                    alive.add(storage)
+                    now += storage.bytes
+            if now + op.scratch > peak.bytes:
+                peak = Moment(now + op.scratch, op.name, tuple(alive))
+            for storage in [tensor.storage for tensor in (*op.inputs, *op.outputs)]:
+                if last_use.get(storage) == index and storage in alive:
+                    alive.discard(storage)
+                    now -= storage.bytes
+        return peak
+
+    def _last_uses(self, keep: bool) -> dict[Tensor, int]:
+        """For each tensor that dies within the forward pass, the index of the operator that uses it last."""
+        last_use = {tensor.storage: index for index, op in enumerate(self.ops) for tensor in (*op.inputs, *op.outputs)}
+        immortal = [self.output.storage, *(tensor for op in self.ops for tensor in op.cached)]
+        for tensor in (*immortal, *(self.saved() if keep else ())):
+            last_use.pop(tensor, None)
+        return last_use
+
+    def backward_peak(self) -> Moment:
+        """The peak of the backward pass: saved tensors not yet released, gradients, and the one that comes in."""
+        uses = Counter(tensor.storage for op in self.ops for tensor in op.saved)
+        gradients = {self.output: GradientBuffer(self.output.bytes, owners=1)}
+        now = sum(storage.bytes for storage in uses) + self.output.bytes
+        peak = Moment(now, "gradient of the output", tuple(uses))
+        for op in reversed(self.ops):
+            incoming = [gradients.pop(tensor) for tensor in op.outputs if tensor in gradients]
+            if not incoming:
+                continue
+            receivers = [tensor for tensor in op.inputs if tensor.requires_grad]
+            now += op.parameter_gradients + (0 if op.passes_grad else sum(tensor.bytes for tensor in receivers))
+            if now + op.backward_scratch > peak.bytes:
+                peak = Moment(now + op.backward_scratch, f"gradient of {op.name}", tuple(uses))
+            for storage in [tensor.storage for tensor in op.saved]:
+                uses[storage] -= 1
+                if not uses[storage]:
+                    del uses[storage]
+                    now -= storage.bytes
+            now -= _accumulate(op, receivers, incoming, gradients)
+        return peak
+
+
+def _accumulate(
+    op: Op, receivers: list[Tensor], incoming: list[GradientBuffer], gradients: dict[Tensor, GradientBuffer]
+) -> int:
+    """Hand gradients on to `receivers`; the bytes that this frees.
+
+    A second gradient of a tensor is added to the first in place and freed, and so is what nobody owns any more.
+    """
+    freed = 0
+    for tensor in receivers:
+        buffer = incoming[0] if op.passes_grad else GradientBuffer(tensor.bytes)
+        if tensor not in gradients:
+            gradients[tensor] = buffer
+            buffer.owners += 1
+        elif not op.passes_grad:
+            freed += buffer.bytes
+    for buffer in incoming:
+        buffer.owners -= 1
+        if buffer.owners == 0:
+            freed += buffer.bytes
+    return freed

@@ -1,0 +1,210 @@
+"""The timeline of one step: what activations and gradients hold in each phase, on top of what is always there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from planner.memory.layer import LayerMemory, layer_memory
+from planner.memory.loss import loss_tape
+from planner.memory.parameters import trainable_itemsize
+from planner.memory.tape import Moment, rounded
+from planner.run_config import DTYPE_BYTES
+from planner.step import StepSpec
+from profiles.architecture import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """`count` layers that are alike."""
+
+    memory: LayerMemory
+    count: int
+    checkpointed: bool
+    offloaded: bool
+
+    @property
+    def stored(self) -> int:
+        """Bytes that one layer keeps on the card from its forward to its backward pass."""
+        if not self.checkpointed:
+            return self.memory.saved_bytes
+        return 0 if self.offloaded else self.memory.input_bytes
+
+    @property
+    def cached(self) -> int:
+        """Bytes of a layer's weight copies that autocast keeps although nothing else does."""
+        return self.memory.cached_bytes if self.checkpointed else 0
+
+    @property
+    def forward(self) -> Moment:
+        """The peak of one layer's forward pass, its input included."""
+        return self.memory.inference_peak if self.checkpointed else self.memory.forward_peak
+
+    @property
+    def backward(self) -> Moment:
+        """The peak of one layer's backward pass, with its recomputation where it is checkpointed."""
+        backward = self.memory.backward_peak
+        if not self.checkpointed:
+            return backward
+        if not self.memory.input_saved:
+            backward = replace(backward, bytes=backward.bytes + self.memory.input_bytes)
+        recompute = self.memory.forward_peak
+        again = Moment(recompute.bytes + self.memory.output_bytes, f"recomputed {recompute.op}", recompute.tensors)
+        return max(again, backward, key=lambda moment: moment.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that activations and gradients hold in one phase, in bytes.
+
+    `stored` is kept for layers whose backward pass is still to come, `working` is the layer or loss at work at
+    `moment`, `gradients` are those of weights, `copies` the 16-bit weights of autocast.
+    """
+
+    place: str
+    moment: Moment
+    stored: int = 0
+    working: int = 0
+    gradients: int = 0
+    copies: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return self.stored + self.working + self.gradients + self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The peaks of the three phases that have activations."""
+
+    forward: Peak
+    loss: Peak
+    backward: Peak
+
+
+def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
+    """The activations and gradients of one step over time."""
+    groups = tuple(layer_groups(architecture, step))
+    stored = sum(group.stored * group.count for group in groups)
+    copies = sum(group.cached * group.count for group in groups)
+    loss = _loss_memory(architecture, _loss_key(step))
+    return Timeline(
+        forward=_forward(groups),
+        loss=max(
+            Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
+            Peak("loss", loss.backward, stored, loss.backward.bytes),
+            key=lambda peak: peak.bytes,
+        ),
+        backward=_backward(groups, loss, _embedding_peak(architecture, step), keeps=not step.gradients_persist),
+    )
+
+
+def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
+    """The peak of a forward pass that keeps nothing, up to the loss."""
+    groups = layer_groups(architecture, step)
+    layers = [Peak("layer", group.memory.inference_peak, working=group.memory.inference_peak.bytes) for group in groups]
+    inference = _loss_memory(architecture, _loss_key(step)).inference
+    return max(*layers, Peak("loss", inference, working=inference.bytes), key=lambda peak: peak.bytes)
+
+
+def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGroup]:
+    """The layers in order, those that `checkpoint_every` leaves out as groups of their own."""
+    hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
+    key = _layer_key(step)
+    for block in architecture.blocks:
+        width = hidden_size or block.attention.output.out_features
+        memory = layer_memory(block, key, width)
+        checkpointed = -(-block.count // step.checkpoint_every) if step.checkpointing else 0
+        if checkpointed:
+            yield LayerGroup(memory, checkpointed, True, step.checkpoint_offload)
+        if block.count > checkpointed:
+            yield LayerGroup(memory, block.count - checkpointed, False, False)
+
+
+def _forward(groups: tuple[LayerGroup, ...]) -> Peak:
+    """The largest of the layers' forward peaks; what is stored only grows, so the last of a group has it."""
+    peaks = []
+    stored = copies = 0
+    for group in groups:
+        stored += group.stored * (group.count - 1)
+        copies += group.cached * (group.count - 1)
+        peaks.append(Peak("layer", group.forward, stored, group.forward.bytes, copies=copies))
+        stored += group.stored
+        copies += group.cached
+    return max(peaks, key=lambda peak: peak.bytes)
+
+
+def _backward(groups: tuple[LayerGroup, ...], loss: "LossMemory", embedding: Peak, keeps: bool) -> Peak:
+    """The largest of the layers' backward peaks.
+
+    From the last layer to the first what is stored falls and the gradients of weights rise, both evenly within a group,
+    so one of the two ends of a group has its peak. The embedding's gradient comes last. Where gradients of an earlier
+    micro-batch are there already, new ones are added to them and freed: then nothing `keeps`.
+    """
+    peaks = []
+    stored = sum(group.stored * group.count for group in groups)
+    gradients = loss.parameter_gradient_bytes * keeps
+    for group in reversed(groups):
+        own = group.memory.parameter_gradient_bytes
+        working = group.backward.bytes - own + loss.kept_bytes
+        for done in (0, group.count - 1):
+            before = stored - group.stored * (done + 1)
+            peaks.append(Peak("layer", group.backward, before, working, gradients + own * (done * keeps + 1)))
+        stored -= group.stored * group.count
+        gradients += own * group.count * keeps
+    peaks.append(replace(embedding, gradients=embedding.gradients + gradients))
+    return max(peaks, key=lambda peak: peak.bytes)
+
+
+def _embedding_peak(architecture: Architecture, step: StepSpec) -> Peak:
+    """The end of the backward pass: the embedding's gradient, a second time where the head shares its weights."""
+    stream = rounded(step.num_tokens * architecture.embeddings[0].columns * DTYPE_BYTES[step.base_dtype])
+    moment = Moment(stream, "gradient of the embedding", ())
+    if step.adapter:
+        return Peak("embedding", moment, working=stream)
+    itemsize = trainable_itemsize(step)
+    tables = sum(rounded(table.num_parameters * itemsize) for table in architecture.embeddings)
+    return Peak("embedding", moment, working=stream, gradients=tables)
+
+
+@dataclass(frozen=True, slots=True)
+class LossMemory:
+    """The peaks of final norm, head and loss; `kept_bytes` is the output that the caller keeps through the backward."""
+
+    forward: Moment
+    backward: Moment
+    inference: Moment
+    parameter_gradient_bytes: int
+    kept_bytes: int
+
+
+@lru_cache(maxsize=4096)
+def _loss_memory(architecture: Architecture, step: StepSpec) -> LossMemory:
+    tape = loss_tape(architecture, step)
+    logits = step.num_tokens * architecture.head.out_features * DTYPE_BYTES[step.compute_dtype]
+    return LossMemory(
+        forward=tape.forward_peak(keep=True),
+        backward=tape.backward_peak(),
+        inference=tape.forward_peak(keep=False),
+        parameter_gradient_bytes=tape.parameter_gradient_bytes(),
+        kept_bytes=rounded(logits) if step.output_alive else 0,
+    )
+
+
+def _layer_key(step: StepSpec) -> StepSpec:
+    """`step` without what a layer does not depend on, so that equal layers are replayed once."""
+    return replace(_loss_key(step), loss="full", output_alive=False)
+
+
+def _loss_key(step: StepSpec) -> StepSpec:
+    return replace(
+        step,
+        checkpointing=True,
+        checkpoint_every=1,
+        checkpoint_offload=False,
+        optimizer="",
+        gradients_persist=False,
+        eval_batch=None,
+        experts_quantized=False,
+        double_quant=False,
+    )

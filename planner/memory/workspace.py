@@ -1,0 +1,34 @@
+"""Memory that no formula of the model gives: the batch itself, masks, rotary tables, cuBLAS."""
+
+from planner.memory.tape import rounded
+from planner.run_config import DTYPE_BYTES
+from planner.step import StepSpec
+from profiles.architecture import Architecture
+from profiles.gpu import GpuProfile
+
+INDEX = 8
+"""Bytes of one int64: token ids, labels, positions."""
+
+CUBLAS_WORKSPACES = 2
+"""The forward pass and autograd run on two threads, and each gets a workspace (aten `CUDABlas.cpp`)."""
+
+
+def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of token ids, labels and attention mask, of what is made of the mask, and of the rotary tables."""
+    rows = rounded(step.num_tokens * INDEX)
+    rotary = max(block.attention.rotary_dim for block in architecture.blocks)
+    tables = 2 * rounded(step.seq_len * rotary * DTYPE_BYTES[step.base_dtype])
+    return 3 * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
+
+
+def _mask_bytes(step: StepSpec) -> int:
+    """Eager attention adds a mask of the compute dtype; fused kernels read one of booleans if the batch is padded."""
+    square = step.seq_len * step.seq_len
+    if step.attention == "eager":
+        return rounded(step.micro_batch * square * DTYPE_BYTES[step.base_dtype])
+    return rounded(step.micro_batch * square) if step.padded else 0
+
+
+def workspace_bytes(gpu: GpuProfile | None) -> int:
+    """Bytes of the cuBLAS workspaces; none on a CPU."""
+    return CUBLAS_WORKSPACES * gpu.cublas_workspace_bytes if gpu else 0

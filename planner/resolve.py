@@ -1,0 +1,106 @@
+"""From a run file to the step that a trainer makes of it on a card."""
+
+from functools import lru_cache
+
+from planner.run_config import Dtype, LoraKnobs, RunConfig
+from planner.step import Adapter, AttentionKernel, StepSpec
+from profiles.architecture import Architecture
+from profiles.build_architecture import architecture
+from profiles.errors import ConfigError
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+from profiles.trainer import TrainerProfile, find_trainer
+
+AUTOCAST: dict[str, Dtype | None] = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
+
+LARGEST_FUSED_HEAD = 256
+"""Widest head of torch's fused kernels with a backward pass (aten `sdp_utils.cpp`)."""
+
+
+def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None, trainer: str = "fitune") -> StepSpec:
+    """The step that `trainer` runs for `config` on `gpu` (None: a CPU).
+
+    Raises ConfigError for target modules that the model does not have and for an unknown trainer.
+    """
+    traits = find_trainer(trainer)
+    arch = architecture(model)
+    padded = config.per_device_train_batch_size > 1 and not config.packing
+    autocast = AUTOCAST[config.mixed_precision]
+    kernel, expand_kv = attention_kernel(config, arch, gpu, traits, padded)
+    return StepSpec(
+        micro_batch=config.per_device_train_batch_size,
+        seq_len=config.max_length,
+        weight_dtype=config.dtype,
+        adapter=_adapter(config, arch, traits),
+        quantization=config.quantization,
+        double_quant=config.double_quant and config.quantization in ("nf4", "fp4"),
+        kbit_upcast=traits.kbit_upcast and config.quantization is not None,
+        autocast=autocast,
+        attention=kernel,
+        expand_kv=expand_kv,
+        padded=padded,
+        loss=config.loss if traits.loss == "config" else traits.loss,
+        checkpointing=config.gradient_checkpointing,
+        checkpoint_every=config.checkpoint_every_n_layers,
+        checkpoint_offload=config.checkpoint_offload and gpu is not None,
+        optimizer=config.optim,
+        gradients_persist=config.gradient_accumulation_steps > 1,
+        eval_batch=config.per_device_eval_batch_size if config.data and config.data.eval_fraction else None,
+        device="cuda" if gpu else "cpu",
+    )
+
+
+def attention_kernel(
+    config: RunConfig, arch: Architecture, gpu: GpuProfile | None, traits: TrainerProfile, padded: bool
+) -> tuple[AttentionKernel, bool]:
+    """The kernel that `attn_implementation` ends in, and whether keys and values are repeated before it.
+
+    Source: torch `sdp_utils.cpp` (flash: 16 bit, no mask, compute capability >= 8.0; memory-efficient: not for bfloat16
+    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask).
+    """
+    if config.attn_implementation == "eager":
+        return "eager", False
+    if config.attn_implementation == "flash_attention_2":
+        return "flash", False
+    masked = padded or any(block.attention.score_bias for block in arch.blocks)
+    if gpu is None:
+        return "flash", masked
+    dtype = AUTOCAST[config.mixed_precision] or config.dtype
+    if max(block.attention.head_dim for block in arch.blocks) > LARGEST_FUSED_HEAD:
+        return "math", False
+    if gpu.supports_flash_attention and dtype != "float32" and not masked:
+        return "flash", False
+    grouped = any(block.attention.num_kv_heads < block.attention.num_heads for block in arch.blocks)
+    if not gpu.supports_bf16 and (dtype == "bfloat16" or (grouped and not masked and not traits.repeats_kv)):
+        return "math", False
+    return "efficient", True
+
+
+def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:
+    if config.lora is None:
+        return None
+    return Adapter(
+        r=config.lora.r,
+        targets=target_modules(config.lora, arch),
+        dropout=config.lora.lora_dropout,
+        dtype=traits.quantized_adapter_dtype if config.quantization else traits.adapter_dtype,
+    )
+
+
+def target_modules(lora: LoraKnobs, arch: Architecture) -> tuple[str, ...]:
+    """Names of the modules that get an adapter, sorted. Raises ConfigError for one that the model does not have."""
+    known = _linear_names(arch)
+    if lora.target_modules == "all-linear":
+        return known
+    for name in lora.target_modules:
+        if name not in known:
+            raise ConfigError(
+                f"target_modules names {name}, which no Linear module of this model is called",
+                hint=f"it has {', '.join(known)}",
+            )
+    return tuple(sorted(set(lora.target_modules)))
+
+
+@lru_cache(maxsize=256)
+def _linear_names(arch: Architecture) -> tuple[str, ...]:
+    return tuple(sorted({linear.name for linear, _ in arch.linears()}))
