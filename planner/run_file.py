@@ -106,7 +106,7 @@ def parse_run_file(text: str, path: Path) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         # A misspelt key is also a missing one; the misspelling is the better news.
-        raise _config_error(min(error.errors(), key=lambda e: e["type"] != "extra_forbidden"), path) from error
+        raise config_error(min(error.errors(), key=lambda e: e["type"] != "extra_forbidden"), path) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -142,7 +142,7 @@ def _check_version(version: object, path: Path) -> None:
         )
 
 
-def _config_error(details: ErrorDetails, path: Path) -> ConfigError:
+def config_error(details: ErrorDetails, path: Path) -> ConfigError:
     """One sentence for one of pydantic's errors: the key, the value, the rule and the way out."""
     # A union (`all-linear` or a list) adds the name of the branch it tried last.
     parts = [part for part in details["loc"] if isinstance(part, int) or part.isidentifier()]
