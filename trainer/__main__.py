@@ -1,0 +1,99 @@
+"""The process that trains: `python -m trainer RUN_FILE [--resume]`, started by `trainer.launch`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.run_file import read_run_file
+from planner.units import format_bytes
+from profiles.errors import FituneError
+from trainer.interruption import Interrupted, Interruption
+from trainer.launch import STATUS_FILE
+from trainer.record import PREDICTION_FILE, RunRecord, read_prediction
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what a run file says; the exit code is 0 only if every step was done."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train what a run file says.")
+    parser.add_argument("run_file", type=Path)
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
+    arguments = parser.parse_args(argv)
+    _report_status(pid=os.getpid())
+    exit_code = _train(arguments.run_file, arguments.resume)
+    _report_status(exit_code=exit_code)
+    return exit_code
+
+
+def _train(run_file: Path, resume: bool) -> int:
+    console = Console(stderr=True)
+    interruption = Interruption()
+    try:
+        with interruption.listening():
+            config = read_run_file(run_file)
+            prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
+            # The libraries take seconds to import; a mistake in the run file is told before.
+            from trainer.progress import choose_display
+            from trainer.run import Job, run
+
+            record = run(Job(config, run_file, prediction, resume), choose_display(console), interruption, console)
+    except FituneError as error:
+        return _tell(console, error)
+    except Interrupted as stop:
+        console.print("stopped before a step could be finished; checkpoints that were written before are whole")
+        return stop.exit_code
+    Console().print(comparison(record))
+    if record.result.status == "interrupted" and interruption.signal_number is not None:
+        done = f"stopped after step {record.result.steps} of {record.result.max_steps}; a checkpoint is written"
+        console.print(f"{done}\n\nhint: continue with `fitune launch {run_file} --resume`", soft_wrap=True)
+        return 128 + interruption.signal_number
+    console.print(f"done: {config.output_dir}/final", soft_wrap=True)
+    return 0
+
+
+def comparison(record: RunRecord) -> Table:
+    """Predicted and measured side by side."""
+    predicted, measured = record.predicted, record.measured
+    table = Table("", "predicted", "measured", "error")
+    rows = (
+        ("allocated memory", "allocated_bytes"),
+        ("reserved memory", "reserved_bytes"),
+        ("process memory", "process_bytes"),
+    )
+    for title, name in rows:
+        expected, found = getattr(predicted, name, None), getattr(measured, name)
+        if found is not None:
+            shown = format_bytes(expected) if expected is not None else "-"
+            table.add_row(title, shown, format_bytes(found), _error(expected, found))
+    expected, found = getattr(predicted, "tokens_per_second", None), measured.tokens_per_second
+    if found is not None:
+        table.add_row("tokens/s", f"{expected:,.0f}" if expected else "-", f"{found:,.0f}", _error(expected, found))
+    return table
+
+
+def _error(expected: float | None, found: float) -> str:
+    return f"{(expected - found) / found:+.1%}" if expected and found else "-"
+
+
+def _tell(console: Console, error: FituneError) -> int:
+    console.print(f"error: {error.message}", soft_wrap=True, highlight=False, markup=False)
+    if error.hint:
+        console.print(f"\nhint: {error.hint}", soft_wrap=True, highlight=False, markup=False)
+    return error.exit_code
+
+
+def _report_status(**facts: int) -> None:
+    """Tell the launcher this process's number, and at the end its exit code, which `accelerate launch` loses."""
+    path = os.environ.get(STATUS_FILE)
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

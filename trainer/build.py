@@ -1,0 +1,172 @@
+"""The model and its tokenizer as a `RunConfig` describes them.
+
+Loading weights is one function of its own; the others work as well on a model without weights, which is how a step is
+traced.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from planner.run_config import Dtype, RunConfig
+from profiles.errors import ConfigError, UnknownModelError
+from trainer.hardware import check_model_type
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """Dtype of the matrix products: that of the autocast, or of the weights where there is none."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "no": DTYPES[config.dtype]}[config.mixed_precision]
+
+
+def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
+    """How bitsandbytes holds the base's Linear weights; None if it does not."""
+    match config.quantization:
+        case None:
+            return None
+        case "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case four_bit:
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=four_bit,
+                bnb_4bit_use_double_quant=config.double_quant,
+                bnb_4bit_compute_dtype=compute_dtype(config),
+            )
+
+
+def adapter_config(config: RunConfig) -> LoraConfig | None:
+    """PEFT's description of the adapter; None for full fine-tuning."""
+    if config.lora is None:
+        return None
+    targets = config.lora.target_modules
+    return LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        lora_dropout=config.lora.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_architecture(config: RunConfig) -> PreTrainedConfig:
+    """The model's own configuration. Raises UnknownModelError, and ConfigError for a type that overflows in fp16."""
+    try:
+        architecture = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unknown(config, error) from error
+    check_model_type(config, architecture.model_type)
+    return architecture
+
+
+def load_tokenizer(config: RunConfig, architecture: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token.
+
+    Padding never counts in the loss, so where a tokenizer has no token for it, the end of sequence stands in; the
+    embedding is never resized. Raises UnknownModelError or ConfigError.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unknown(config, error) from error
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"the tokenizer of {config.model} has no end-of-sequence token, so nothing can be taught to end"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = architecture.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(f"the tokenizer of {config.model} has {len(tokenizer)} tokens, but its embedding {rows} rows")
+    return tokenizer
+
+
+def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The base model with its weights on `device`, quantized if the run says so. Raises UnknownModelError."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model,
+            config=architecture,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=config.attn_implementation,
+            quantization_config=quantization_config(config),
+            device_map={"": device},
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise _unknown(config, error) from error
+    return prepare_model(model)
+
+
+def empty_model(config: RunConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
+    """The base model without its weights, on the default device; Linear layers are not quantized."""
+    model = AutoModelForCausalLM.from_config(
+        architecture,
+        dtype=DTYPES[config.dtype],
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return prepare_model(model)
+
+
+def prepare_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model without the cache of keys and values, which only generation needs."""
+    model.config.use_cache = False
+    return model
+
+
+def wrap_with_adapter(
+    model: PreTrainedModel, config: RunConfig, low_cpu_mem_usage: bool = False
+) -> PreTrainedModel | PeftModel:
+    """`model` with a trainable adapter in front of a frozen base, or itself for full fine-tuning.
+
+    `low_cpu_mem_usage` leaves the adapter's weights on the meta device. Raises ConfigError if no module has one of the
+    names in target_modules.
+    """
+    adapter = adapter_config(config)
+    if adapter is None:
+        return model
+    # GPT-2 keeps its Linear weights transposed.
+    adapter.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    try:
+        return get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
+    except ValueError as error:
+        names = sorted(
+            {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+        )
+        raise ConfigError(
+            f"lora.target_modules is {config.lora and config.lora.target_modules}, which {config.model} does not have",
+            hint=f"its Linear modules are {', '.join(names)}",
+        ) from error
+
+
+def _unknown(config: RunConfig, error: Exception) -> UnknownModelError:
+    """Why there is no such model, in one sentence."""
+    folder = Path(config.model)
+    if folder.is_dir():
+        has_weights = any(folder.glob("*.safetensors"))
+        what = " ".join(str(error).split()) if has_weights else "it holds no weights in .safetensors files"
+        return UnknownModelError(f"the folder {config.model} is no checkpoint to train: {what}")
+    first_line = str(error).strip().splitlines()[0]
+    return UnknownModelError(
+        f"{config.model} cannot be loaded: {first_line}",
+        hint="give a folder with a checkpoint, or a Hub id that this machine can reach",
+    )

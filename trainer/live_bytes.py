@@ -1,0 +1,77 @@
+"""Peak of live tensor bytes of a step that runs on a CPU, counted tensor by tensor."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Phase = Literal["load", "forward", "backward", "step"]
+
+# CUDA's allocator hands out multiples of this; a CPU is counted alike, so that the two can be compared.
+BLOCK_BYTES = 512
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
+    """While active, counts the bytes of each storage on the CPU from the first operation that shows it to its end.
+
+    A storage counts once, however many tensors view it. `peaks` has the largest count of each phase; the backward pass
+    is told from the forward pass by itself, the others are set in `phase`. Evaluation counts as a forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.phase: Phase = "forward"
+        self.peaks: dict[Phase, int] = {}
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    @property
+    def peak(self) -> int:
+        """The largest count so far, in bytes."""
+        return max(self.peaks.values(), default=0)
+
+    def watch(self, tensors: Iterable[torch.Tensor], phase: Phase) -> None:
+        """Count `tensors`, which exist already, as part of `phase`."""
+        for tensor in tensors:
+            self._count(tensor)
+        self._note(phase)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run the operation; count what it reads and what it makes."""
+        kwargs = kwargs or {}
+        # What an operation reads may be older than the count, such as the constants of a quantized weight.
+        for leaf in tree_leaves((args, kwargs)):
+            self._count(leaf)
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            self._count(leaf)
+        in_backward = torch._C._current_graph_task_id() != -1
+        self._note("backward" if in_backward else self.phase)
+        return result
+
+    def _note(self, phase: Phase) -> None:
+        self.peaks[phase] = max(self.now, self.peaks.get(phase, 0))
+
+    def _count(self, leaf: object) -> None:
+        if not isinstance(leaf, torch.Tensor) or leaf.device.type != "cpu":
+            return
+        storage = leaf.untyped_storage()
+        key = id(storage)
+        if key not in self._known:
+            size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+            self._known[key] = weakref.ref(storage, partial(self._freed, key, size))
+            self.now += size
+
+    def _freed(self, key: int, size: int, _: object) -> None:
+        del self._known[key]
+        self.now -= size

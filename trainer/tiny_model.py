@@ -1,0 +1,167 @@
+"""A model with random weights and a data set of easy tasks, small enough to train on any machine in seconds.
+
+`python -m trainer.tiny_model DIR` writes `DIR/model` and `DIR/data.jsonl`.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+Family = Literal["llama", "gpt2", "gpt-neox", "mixtral"]
+
+VOCAB_SIZE = 2048
+HIDDEN_SIZE = 256
+NUM_LAYERS = 6
+MAX_POSITIONS = 512
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+WORDS = (
+    "apple",
+    "bridge",
+    "candle",
+    "desert",
+    "engine",
+    "forest",
+    "garden",
+    "hammer",
+    "island",
+    "jacket",
+    "kitten",
+    "ladder",
+    "market",
+    "needle",
+    "orange",
+    "pencil",
+    "quartz",
+    "rocket",
+    "silver",
+    "tunnel",
+    "umbra",
+    "velvet",
+    "window",
+    "yellow",
+)
+
+
+def write_tiny_model(folder: Path, family: Family = "llama", seed: int = 0) -> None:
+    """Write a checkpoint with random float32 weights, about 5 million, and a tokenizer trained on the easy tasks."""
+    tokenizer = _train_tokenizer(text for row in easy_tasks(400, seed) for text in row)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(_config(family), dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_tiny_data(path: Path, num_rows: int = 160, seed: int = 0) -> None:
+    """Write `num_rows` tasks as a JSONL file of `messages`."""
+    rows = (
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in easy_tasks(num_rows, seed)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def easy_tasks(num_rows: int, seed: int) -> list[tuple[str, str]]:
+    """Pairs of a question and its answer about numbers and words; the same for the same seed."""
+    dice = random.Random(seed)  # noqa: S311
+    kinds: Sequence[Callable[[random.Random], tuple[str, str]]] = (_sum, _larger, _backwards, _letters, _sorted, _next)
+    return [dice.choice(kinds)(dice) for _ in range(num_rows)]
+
+
+def _sum(dice: random.Random) -> tuple[str, str]:
+    a, b = dice.randrange(100), dice.randrange(100)
+    return f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
+
+
+def _larger(dice: random.Random) -> tuple[str, str]:
+    a, b = dice.sample(range(1000), 2)
+    return f"Which number is larger, {a} or {b}?", f"{max(a, b)} is larger than {min(a, b)}."
+
+
+def _backwards(dice: random.Random) -> tuple[str, str]:
+    word = dice.choice(WORDS)
+    return f"Write the word {word} backwards.", f"{word} backwards is {word[::-1]}."
+
+
+def _letters(dice: random.Random) -> tuple[str, str]:
+    word = dice.choice(WORDS)
+    return f"How many letters has the word {word}?", f"The word {word} has {len(word)} letters."
+
+
+def _sorted(dice: random.Random) -> tuple[str, str]:
+    words = dice.sample(WORDS, 3)
+    return f"Sort these words: {', '.join(words)}.", f"In order they are {', '.join(sorted(words))}."
+
+
+def _next(dice: random.Random) -> tuple[str, str]:
+    start, step = dice.randrange(50), dice.randrange(1, 10)
+    row = [start + step * i for i in range(5)]
+    return f"Continue: {', '.join(map(str, row[:4]))}.", f"The next number is {row[4]}, because each step adds {step}."
+
+
+def _train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, which has no unknown words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=[BOS, EOS, PAD], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=MAX_POSITIONS
+    )
+
+
+def _config(family: Family) -> PreTrainedConfig:
+    """The smallest shape of `family` in which tensors weigh more than bookkeeping."""
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "vocab_size": VOCAB_SIZE}
+    shape = {
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 704,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": 8,
+        "max_position_embeddings": MAX_POSITIONS,
+    }
+    match family:
+        case "llama":
+            return LlamaConfig(num_key_value_heads=4, **shape, **tokens)
+        case "mixtral":
+            return MixtralConfig(num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2, **shape, **tokens)
+        case "gpt-neox":
+            return GPTNeoXConfig(**shape, **tokens)
+        case "gpt2":
+            return GPT2Config(n_embd=HIDDEN_SIZE, n_layer=NUM_LAYERS, n_head=8, n_positions=MAX_POSITIONS, **tokens)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the model and its data below the folder named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.tiny_model", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=get_args(Family), default="llama")
+    parser.add_argument("--rows", type=int, default=160)
+    arguments = parser.parse_args(argv)
+    write_tiny_model(arguments.folder / "model", arguments.family)
+    write_tiny_data(arguments.folder / "data.jsonl", arguments.rows)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
