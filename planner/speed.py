@@ -57,7 +57,7 @@ def step_time(
     launches = _num_kernels(work, step, facts) * facts.launches.seconds
     if launches > sum(micro.values()):
         micro["kernel launches"] = launches - sum(micro.values())
-    optimizer = _optimizer_bytes(work, step, facts, accumulation) / pace.bandwidth
+    optimizer = _optimizer_seconds(work, step, facts, accumulation, pace)
     seconds = sum(micro.values())
     parts: dict[Part, float] = {name: part * accumulation for name, part in micro.items() if part} | {
         "optimizer": optimizer
@@ -151,8 +151,10 @@ def _traffic_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
         + _adapter_token_bytes(work, step, facts)
     )
     runs = 1 + _recomputed(work, step) + passes.backward
+    quantized = _int8_token_bytes(work, step, facts) * step.num_tokens * (1 + _recomputed(work, step))
     logits = facts.stored.logit[step.loss] * work.vocabulary * step.num_tokens
-    return runs * step.num_tokens * token_bytes + _score_bytes(work, step, facts) + logits + _cast_bytes(work, step)
+    scores, casts = _score_bytes(work, step, facts), _cast_bytes(work, step)
+    return runs * step.num_tokens * token_bytes + quantized + scores + logits + casts
 
 
 def _score_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
@@ -169,6 +171,13 @@ def _adapter_token_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float
     itemsize = DTYPE_BYTES[step.autocast or step.adapter.dtype]
     inputs = passes.adapter_input + (passes.adapter_dropout if step.adapter.dropout else 0)
     return itemsize * (work.adapter_inputs * inputs + work.adapter_outputs * passes.adapter_output)
+
+
+def _int8_token_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
+    """LLM.int8() rounds the input of each product to int8, and scales the int32 result back."""
+    if step.quantization != "int8":
+        return 0.0
+    return work.linear_inputs * facts.stored.int8_input + work.linear_outputs * facts.stored.int8_output
 
 
 def _cast_bytes(work: Work, step: StepSpec) -> float:
@@ -207,11 +216,12 @@ def _num_kernels(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
     return forward * (1 + _recomputed(work, step) + launches.backward)
 
 
-def _optimizer_bytes(work: Work, step: StepSpec, facts: SpeedFacts, accumulation: int) -> float:
-    """Bytes of the update, of clipping, and of adding up the gradients of micro-batches."""
+def _optimizer_seconds(work: Work, step: StepSpec, facts: SpeedFacts, accumulation: int, pace: _Pace) -> float:
+    """The update, clipping, and adding up the gradients of micro-batches. Paged states come over the host link."""
     dtype: Dtype = step.weight_dtype if step.adapter is None else step.adapter.dtype
     num_trained = work.num_parameters if step.adapter is None else work.adapter_width * step.adapter.r
     moved = facts.optimizer.moved_by(step.optimizer)
     accumulated = 3 * (accumulation - 1)
     passes = moved.passes + facts.optimizer.clipping_passes + accumulated
-    return num_trained * (passes * DTYPE_BYTES[dtype] + moved.state_bytes)
+    states = moved.state_bytes / (facts.host_link.bytes_per_s if moved.paged else pace.bandwidth)
+    return num_trained * (passes * DTYPE_BYTES[dtype] / pace.bandwidth + states)

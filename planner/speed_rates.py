@@ -68,6 +68,8 @@ class Stored(_Facts):
 
     logit: dict[StepLoss, float] = Field(description="a logit, by loss")
     score: dict[AttentionKernel, float] = Field(description="an attention score, by kernel that stores them")
+    int8_input: float = Field(description="an element that enters an int8 product, forward only")
+    int8_output: float = Field(description="an element that leaves an int8 product, forward only")
     source: str
 
 
@@ -77,6 +79,7 @@ class Moved(_Facts):
     names: tuple[str, ...]
     passes: float = Field(description="over tensors of the dtype of the parameter")
     state_bytes: float = Field(description="of states of another dtype")
+    paged: bool = Field(False, description="the states lie in host memory and travel for each step")
 
 
 class OptimizerTraffic(_Facts):

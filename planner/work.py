@@ -43,6 +43,8 @@ class Work:
     active_weights: int
     linear_weights: int
     head_weights: int
+    linear_inputs: int
+    linear_outputs: int
     num_linears: int
     num_adapters: int
     adapter_inputs: int
@@ -76,6 +78,8 @@ def count_work(model: ModelProfile, adapted: tuple[str, ...]) -> Work:
         active_weights=_total(parts, lambda block: _weights(block, active=True)),
         linear_weights=sum(linear.num_weights * count for linear, count in parts.linears()),
         head_weights=parts.head.num_weights,
+        linear_inputs=sum(linear.in_features * count for linear, count in parts.linears()),
+        linear_outputs=sum(linear.out_features * count for linear, count in parts.linears()),
         num_linears=sum(count for _, count in parts.linears()),
         num_adapters=sum(count for _, count in targets),
         adapter_inputs=sum(linear.in_features * count for linear, count in targets),

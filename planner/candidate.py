@@ -1,0 +1,112 @@
+"""One configuration under judgement: its step, its memory, its verdict and its speed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from planner.memory.estimate import MemoryEstimate
+from planner.request import Request
+from planner.resolve import resolve_step
+from planner.run_config import RunConfig
+from planner.space import OPTIMIZERS, Lossiness
+from planner.speed import SpeedEstimate, step_time
+from planner.step import StepSpec
+from planner.verdict import Verdict, verdict
+from profiles.gpu import GpuProfile
+from profiles.gpu_catalog import find_gpu
+from profiles.model import ModelProfile
+
+PACE_GPU = "A100-SXM4-80GB"
+"""Where the speed of a card or a CPU is unknown, candidates are compared as this well measured card would run them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration and what is predicted of it.
+
+    `pace` orders candidates by speed and has no unit; 0 for one that does not fit. `tokens_per_second` counts no
+    padding; None where the speed of the card is unknown.
+    """
+
+    config: RunConfig
+    step: StepSpec
+    lossiness: Lossiness
+    estimate: MemoryEstimate
+    verdict: Verdict
+    pace: float = 0.0
+    speed: SpeedEstimate | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def num_changes(self) -> int:
+        """Settings that differ from the usual ones."""
+        config = self.config
+        return sum(
+            (
+                config.checkpoint_offload,
+                config.checkpoint_every_n_layers > 1,
+                config.optim != OPTIMIZERS[0],
+                config.optim.startswith("paged"),
+                config.loss != "fused",
+                config.attn_implementation != "sdpa",
+            )
+        )
+
+    def lossier_than(self, other: "Candidate") -> str:
+        """What this candidate gives away that `other` keeps."""
+        if self.lossiness.base > other.lossiness.base:
+            return f"lossier base: {self.config.quantization}"
+        if self.lossiness.weights > other.lossiness.weights:
+            return f"lossier weights: {self.config.dtype}"
+        return f"lossier optimizer: {self.config.optim}"
+
+
+class Judge:
+    """Judges the configurations of one request."""
+
+    def __init__(
+        self, request: Request, estimator: Callable[[ModelProfile, StepSpec, GpuProfile | None], MemoryEstimate]
+    ) -> None:
+        self.usable = request.usable_bytes
+        self._request = request
+        self._estimator = estimator
+        self._real_lengths: dict[tuple[int, int], tuple[int, float]] = {}
+
+    def judge(self, config: RunConfig, lossiness: Lossiness) -> Candidate:
+        """`config` with its memory and verdict, and its speed if it fits."""
+        request = self._request
+        step = resolve_step(config, request.model, request.gpu)
+        memory = self._estimator(request.model, step, request.gpu)
+        candidate = Candidate(config, step, lossiness, memory, verdict(memory, self.usable))
+        return candidate if candidate.verdict == "no" else self._timed(candidate)
+
+    def _timed(self, candidate: Candidate) -> Candidate:
+        """`candidate` with its speed on rows as long as those of the data."""
+        config, model = candidate.config, self._request.model
+        padded, real_share = self._lengths(config)
+        step = replace(candidate.step, seq_len=padded)
+        accumulation = config.gradient_accumulation_steps
+        speed = step_time(model, step, self._request.gpu, accumulation)
+        compared = speed or step_time(model, step, _pace_gpu(), accumulation)
+        return replace(
+            candidate,
+            pace=compared.tokens_per_second * real_share if compared else 0.0,
+            speed=speed,
+            tokens_per_second=speed.tokens_per_second * real_share if speed else None,
+        )
+
+    def _lengths(self, config: RunConfig) -> tuple[int, float]:
+        """Tokens that a row is padded to on average, and the share of them that is no padding."""
+        lengths, max_length = self._request.lengths, config.max_length
+        if lengths is None or config.packing:
+            return max_length, 1.0
+        key = config.per_device_train_batch_size, max_length
+        if key not in self._real_lengths:
+            padded = max(1.0, lengths.expected_longest(*key))
+            self._real_lengths[key] = round(padded), lengths.mean(max_length) / padded
+        return self._real_lengths[key]
+
+
+@cache
+def _pace_gpu() -> GpuProfile:
+    return find_gpu(PACE_GPU)

@@ -1,0 +1,107 @@
+"""When nothing fits: what is missing, and the smallest changes that would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from planner.candidate import Candidate
+from planner.memory.estimate import MemoryEstimate
+from planner.request import Request
+from planner.run_config import Method
+from planner.search import Estimator, search
+from planner.space import CHECKPOINTS, LENGTH_STEP, OPTIMIZERS, openings
+from planner.units import format_bytes
+from planner.verdict import missing_bytes
+from profiles.errors import ConfigError
+from profiles.gpu import GpuProfile
+from profiles.gpu_catalog import all_gpus
+
+SHORTEST_SUGGESTED = 2 * LENGTH_STEP
+"""Shorter rows hold no answer to anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the request that makes it fit, and the best configuration then; `gpu` if the card changes."""
+
+    what: str
+    candidate: Candidate
+    gpu: GpuProfile | None = None
+
+
+def shortfall(estimate: MemoryEstimate, usable: int) -> str:
+    """A sentence: which phase of the step needs how much, what for, and what is missing."""
+    largest = sorted(estimate.components, key=lambda component: -component.bytes)[:3]
+    parts = ", ".join(f"{format_bytes(component.bytes)} {component.name}" for component in largest)
+    return (
+        f"the {estimate.binding_phase} phase brings the process to {format_bytes(estimate.interval_bytes[1])} "
+        f"({parts}), {format_bytes(missing_bytes(estimate, usable))} more than the {format_bytes(usable)} there are"
+    )
+
+
+def nearest_changes(request: Request, estimator: Estimator) -> tuple[Change, ...]:
+    """What would make `request` fit, the smallest change first: shorter rows, a cheaper method, another card."""
+    return tuple(
+        change
+        for changes in (_shorter_rows, _other_methods, _other_card)
+        if (change := next(changes(request, estimator), None)) is not None
+    )
+
+
+def _shorter_rows(request: Request, estimator: Estimator) -> Iterator[Change]:
+    length = request.knobs.get("max_length")
+    while length and length // 2 >= SHORTEST_SUGGESTED:
+        length //= 2
+        shorter = replace(request, knobs={**request.knobs, "max_length": length})
+        if fitting := _fitting(shorter, estimator):
+            yield Change(f"max_length {length}", fitting)
+
+
+def _other_methods(request: Request, estimator: Estimator) -> Iterator[Change]:
+    if "method" in request.knobs or "quantization" in request.knobs:
+        return
+    order: tuple[Method, ...] = ("full", "lora", "qlora")
+    asked = order.index(request.method) if request.method in order else len(order)
+    for method in order[asked + 1 :]:
+        if fitting := _fitting(replace(request, method=method), estimator):
+            yield Change(f"method {method}", fitting)
+
+
+def _other_card(request: Request, estimator: Estimator) -> Iterator[Change]:
+    """The cheapest card by the hour; where none has a price, the smallest."""
+    if request.gpu is None:
+        return
+    for gpu in sorted(all_gpus(), key=_cost):
+        if gpu.memory_bytes > request.usable_bytes and gpu.vendor == (request.gpu.vendor or "NVIDIA"):
+            bigger = replace(request, gpu=gpu, free_bytes=None)
+            if _fitting(_frugal(bigger), estimator) and (fitting := _fitting(bigger, estimator)):
+                yield Change(_offer(gpu), fitting, gpu)
+
+
+def _cost(gpu: GpuProfile) -> tuple[bool, float, int]:
+    return gpu.price is None, gpu.price.median_usd_per_hour if gpu.price else 0.0, gpu.memory_bytes
+
+
+def _offer(gpu: GpuProfile) -> str:
+    return f"{gpu.name} (about {gpu.price.median_usd_per_hour:.2f} USD/h)" if gpu.price else gpu.name
+
+
+def _fitting(request: Request, estimator: Estimator) -> Candidate | None:
+    try:
+        best = search(request, estimator).best
+    except ConfigError:
+        # A knob that the user pinned may not suit the other card.
+        return None
+    return best if best is not None and best.verdict == "fits" else None
+
+
+def _frugal(request: Request) -> Request:
+    """`request` with the open knobs at their smallest: a few estimates tell whether anything fits."""
+    max_length, rank = openings(request)[-1]
+    smallest = {
+        **CHECKPOINTS[0],
+        "optim": OPTIMIZERS[-1],
+        "per_device_train_batch_size": request.batches()[0][0],
+        "max_length": max_length,
+    }
+    lora = {"lora": {"r": rank} | request.knobs.get("lora", {})} if request.method != "full" else {}
+    return replace(request, knobs=smallest | dict(request.knobs) | lora)

@@ -1,0 +1,136 @@
+"""The answer to a request: the configuration, what is predicted of it, and what was assumed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from planner.candidate import Candidate
+from planner.hardware import wheel_note
+from planner.memory.estimate import MemoryEstimate, estimate
+from planner.nearest import Change, nearest_changes, shortfall
+from planner.request import Request
+from planner.run_config import RunConfig
+from planner.search import Estimator, Loser, search
+from planner.speed import SpeedEstimate
+from planner.verdict import Verdict
+from profiles.fp16_overflow import fp16_overflow_source
+from profiles.model_catalog import reference_shape
+
+WARMUP_SHARE = 0.03
+"""Share of the steps in which the learning rate rises (arXiv:2305.14314, appendix B.2, and Alpaca's train.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What the whole run takes: optimizer steps, seconds, and USD at the card's median price where it has one."""
+
+    num_steps: int
+    seconds: float
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer to a request.
+
+    With verdict `no`, `config` is None, `estimate` is that of the closest configuration, `shortfall` says in a sentence
+    what is missing, and `nearest` what would make it fit. `notes` are assumptions and rules that were applied.
+    """
+
+    request: Request
+    verdict: Verdict
+    config: RunConfig | None
+    estimate: MemoryEstimate
+    usable_bytes: int
+    speed: SpeedEstimate | None
+    tokens_per_second: float | None
+    cost: Cost | None
+    alternatives: tuple[Candidate, ...]
+    losers: tuple[Loser, ...]
+    shortfall: str | None
+    nearest: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(request: Request, estimator: Estimator = estimate) -> Plan:
+    """The best plan for `request`. Raises ConfigError for knobs that contradict each other or the card."""
+    result = search(request, estimator)
+    best, usable = result.best, request.usable_bytes
+    shown = best or result.closest
+    return Plan(
+        request=request,
+        verdict=shown.verdict,
+        config=_with_warmup(request, best.config) if best else None,
+        estimate=shown.estimate,
+        usable_bytes=usable,
+        speed=shown.speed,
+        tokens_per_second=shown.tokens_per_second,
+        cost=_cost(request, best) if best else None,
+        alternatives=result.alternatives,
+        losers=result.losers,
+        shortfall=None if best else shortfall(shown.estimate, usable),
+        nearest=() if best else nearest_changes(request, estimator),
+        notes=tuple(_notes(request, shown.config)),
+    )
+
+
+def _cost(request: Request, best: Candidate) -> Cost | None:
+    num_steps = _num_steps(request, best.config)
+    if num_steps is None or best.speed is None:
+        return None
+    seconds = num_steps * best.speed.seconds_per_step
+    price = request.gpu.price if request.gpu else None
+    return Cost(num_steps, seconds, price.median_usd_per_hour * seconds / 3600 if price else None)
+
+
+def _num_steps(request: Request, config: RunConfig) -> int | None:
+    """Optimizer steps of the run; None if neither the data nor the number of steps is known."""
+    if config.max_steps is not None:
+        return config.max_steps
+    if request.lengths is None:
+        return None
+    rows = request.lengths.num_rows * (1 - (config.data.eval_fraction if config.data else 0))
+    if config.packing:
+        rows *= request.lengths.mean(config.max_length) / config.max_length
+    return ceil(ceil(rows / config.effective_batch_size) * config.num_train_epochs)
+
+
+def _with_warmup(request: Request, config: RunConfig) -> RunConfig:
+    num_steps = _num_steps(request, config)
+    if "warmup_steps" in request.knobs or num_steps is None:
+        return config
+    return config.model_copy(update={"warmup_steps": ceil(WARMUP_SHARE * num_steps)})
+
+
+def _notes(request: Request, config: RunConfig) -> Iterator[str]:
+    """What was assumed or decided without being asked."""
+    if reference := reference_shape(request.model_name or ""):
+        yield f"{reference.size} is answered for {reference.hf_id}: {reference.why}"
+    yield from _length_notes(request, config)
+    yield from _precision_notes(request, config)
+    if config.attn_implementation == "eager" and "attn_implementation" not in request.knobs:
+        yield "attention is eager: Transformers' sdpa cannot bound the scores as this model does"
+    if note := wheel_note(request.gpu):
+        yield note
+    if request.gpu is not None and not request.gpu.memory_measured:
+        yield f"the memory of {request.gpu.name} is bounded from its listed size, not read from torch"
+
+
+def _length_notes(request: Request, config: RunConfig) -> Iterator[str]:
+    length, limit = config.max_length, request.model.max_position_embeddings
+    if limit is not None and length > limit:
+        yield f"max_length {length} is more than the {limit} positions that the model was trained on"
+    if request.lengths is not None:
+        if cut := request.lengths.share_cut(length):
+            yield f"max_length {length} cuts {cut:.1%} of the rows; the longest has {request.lengths.longest} tokens"
+    elif "max_length" not in request.knobs:
+        yield f"rows are taken to be as long as max_length {length}; the lengths of your data would tell"
+
+
+def _precision_notes(request: Request, config: RunConfig) -> Iterator[str]:
+    if request.gpu is None or request.gpu.supports_bf16:
+        return
+    if config.mixed_precision == "fp16":
+        yield f"float16 with a scaled loss: {request.gpu.name} does not compute in bfloat16"
+    elif source := fp16_overflow_source(request.model.model_type):
+        yield f"float32: {request.gpu.name} does not compute in bfloat16, and the model overflows in float16 ({source})"

@@ -1,0 +1,109 @@
+"""What the user asks for: a model, a card, and the knobs that are not to be touched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from planner.run_config import split_batch
+from planner.verdict import usable_bytes
+from profiles.errors import ConfigError
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+
+RequestedMethod = Literal["auto", "full", "lora", "qlora"]
+
+EFFECTIVE_BATCH_SIZE = 16
+"""Rows of an optimizer step when nobody asks for another number, as in the papers of QLoRA and Alpaca to within 8x."""
+
+
+@dataclass(frozen=True)
+class DataLengths:
+    """Tokens of the rows of a data set. `sample` may be a part of the rows; `num_rows` counts all."""
+
+    num_rows: int
+    sample: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sample:
+            raise ConfigError("the data has no rows")
+
+    @cached_property
+    def _sorted(self) -> tuple[int, ...]:
+        return tuple(sorted(self.sample))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return self._sorted[-1]
+
+    def mean(self, max_length: int) -> float:
+        """Tokens of an average row, cut to `max_length`."""
+        return sum(min(length, max_length) for length in self.sample) / len(self.sample)
+
+    def share_cut(self, max_length: int) -> float:
+        """Share of the rows that lose tokens at `max_length`."""
+        return sum(length > max_length for length in self.sample) / len(self.sample)
+
+    def expected_longest(self, batch: int, max_length: int) -> float:
+        """Tokens to which a random batch of `batch` rows is padded, on average."""
+        count = len(self._sorted)
+        ranks = [(rank / count) ** batch for rank in range(count + 1)]
+        cut = [min(length, max_length) for length in self._sorted]
+        return sum(length * (ranks[i + 1] - ranks[i]) for i, length in enumerate(cut))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question to the planner.
+
+    `knobs` are the values that the user gave, named and nested as in a run file; none of them is ever changed.
+    `model_name` is how the user calls the model, if not by its Hub id. `free_bytes` is the live free memory of card or
+    machine. Method auto means adapters on the least lossy base that fits; full fine-tuning is only planned when asked
+    for, and qlora means 4 bits unless `knobs` say int8.
+    """
+
+    model: ModelProfile
+    gpu: GpuProfile | None
+    method: RequestedMethod = "auto"
+    effective_batch_size: int = EFFECTIVE_BATCH_SIZE
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    lengths: DataLengths | None = None
+    free_bytes: int | None = None
+    model_name: str | None = None
+
+    @property
+    def loadable_name(self) -> str:
+        """The Hub id or folder to load. Chat variants share the shape of their base, so the user's own word counts."""
+        return self.model_name if self.model_name and "/" in self.model_name else self.model.hf_id
+
+    @property
+    def usable_bytes(self) -> int:
+        """Bytes that the training process may take."""
+        return usable_bytes(self.gpu, self.free_bytes)
+
+    def batches(self) -> tuple[tuple[int, int], ...]:
+        """Micro-batch and accumulation steps that keep the effective batch size, the smallest micro-batch first.
+
+        Raises ConfigError if the batch sizes that the user gave do not divide.
+        """
+        micro_batch = self.knobs.get("per_device_train_batch_size")
+        accumulation = self.knobs.get("gradient_accumulation_steps")
+        if micro_batch and accumulation:
+            return ((micro_batch, accumulation),)
+        if micro_batch:
+            return ((micro_batch, split_batch(self.effective_batch_size, micro_batch)),)
+        if accumulation:
+            return ((_micro_batch(self.effective_batch_size, accumulation), accumulation),)
+        size = self.effective_batch_size
+        return tuple((micro, size // micro) for micro in range(1, size + 1) if size % micro == 0)
+
+
+def _micro_batch(effective_batch_size: int, accumulation: int) -> int:
+    if effective_batch_size % accumulation:
+        raise ConfigError(
+            f"gradient_accumulation_steps is {accumulation}, but the batch size {effective_batch_size} is not a "
+            "multiple of it",
+            hint="leave it out, or choose a divisor",
+        )
+    return effective_batch_size // accumulation

@@ -1,0 +1,155 @@
+"""The best configuration that fits, what else is worth a look, and why each other candidate lost.
+
+Order of preference: fits before tight; then the least lossy base, weights and optimizer; then speed; then, among those
+that are as fast, the fewest settings changed and the most headroom. The rows of an optimizer step never change.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from planner.candidate import Candidate, Judge
+from planner.memory.estimate import MemoryEstimate, estimate
+from planner.request import Request
+from planner.run_config import RunConfig
+from planner.space import Group, Lossiness, groups, openings
+from planner.step import StepSpec
+from planner.units import format_bytes
+from planner.verdict import Verdict, missing_bytes
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+
+Estimator = Callable[[ModelProfile, StepSpec, GpuProfile | None], MemoryEstimate]
+
+SAME_SPEED = 0.02
+"""Candidates whose predicted speeds differ by less cannot be told apart: the error of the speed model is larger."""
+
+CLEARLY = 0.1
+"""An alternative is worth a line if it is faster or smaller by at least this share."""
+
+PREFERENCE: tuple[Verdict, ...] = ("fits", "tight")
+
+
+@dataclass(frozen=True, slots=True)
+class Loser:
+    """A configuration that was not chosen, and why."""
+
+    config: RunConfig
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The outcome of a search.
+
+    `best` is None if no candidate fits, even tightly; then `closest` is the one that misses by the fewest bytes.
+    `alternatives` are clearly faster or smaller than everything preferred to them, so they trade something for it.
+    """
+
+    best: Candidate | None
+    closest: Candidate
+    alternatives: tuple[Candidate, ...]
+    losers: tuple[Loser, ...]
+
+    @property
+    def num_candidates(self) -> int:
+        """Configurations that were compared."""
+        return len(self.losers) + (self.best is not None)
+
+
+def search(request: Request, estimator: Estimator = estimate) -> SearchResult:
+    """The best configuration for `request`, and how all others compare.
+
+    A length or rank that the user left open shrinks only if nothing fits. Raises ConfigError for knobs that contradict
+    each other or the card.
+    """
+    judge = Judge(request, estimator)
+    candidates: list[Candidate] = []
+    pruned: list[Loser] = []
+    for max_length, rank in openings(request):
+        for group in groups(request, max_length, rank):
+            _judge_group(judge, group, candidates, pruned)
+        if any(candidate.verdict == "fits" for candidate in candidates):
+            break
+    closest = min(candidates, key=lambda candidate: candidate.estimate.interval_bytes[1])
+    ranked = _ranked(candidates)
+    best = ranked[0] if ranked else None
+    beaten = tuple(Loser(c.config, _reason(c, best, judge.usable)) for c in candidates if c is not best)
+    return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
+
+
+def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], pruned: list[Loser]) -> None:
+    """Judge the configurations of `group`, but for those that need more than one that is already too big."""
+    width = len(group.rows[0])
+    why = ""
+    for row in group.rows:
+        for column, config in enumerate(row[:width]):
+            candidate = judge.judge(config, group.lossiness)
+            candidates.append(candidate)
+            if candidate.verdict == "no":
+                width = column
+                missing = format_bytes(missing_bytes(candidate.estimate, judge.usable))
+                why = f"bigger than a candidate that already needs {missing} more"
+                pruned.extend(Loser(larger, why) for larger in row[column + 1 :])
+                break
+        else:
+            pruned.extend(Loser(larger, why) for larger in row[width:])
+
+
+def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that fit, in the order of preference."""
+
+    def precision(candidate: Candidate) -> tuple[int, int, int, Lossiness]:
+        rank = candidate.config.lora.r if candidate.config.lora else 0
+        return PREFERENCE.index(candidate.verdict), -candidate.config.max_length, -rank, candidate.lossiness
+
+    feasible = sorted((c for c in candidates if c.verdict != "no"), key=precision)
+    return [c for _, alike in groupby(feasible, key=precision) for c in _by_speed(list(alike))]
+
+
+def _by_speed(candidates: list[Candidate]) -> list[Candidate]:
+    """The fastest first; those that are as fast as the fastest by simplicity and headroom."""
+    fastest = max(candidate.pace for candidate in candidates)
+
+    def key(candidate: Candidate) -> tuple[float, int, int]:
+        slower = candidate.pace < fastest * (1 - SAME_SPEED)
+        return (-candidate.pace if slower else -fastest, candidate.num_changes, candidate.estimate.process_bytes)
+
+    return sorted(candidates, key=key)
+
+
+def _alternatives(ranked: list[Candidate]) -> tuple[Candidate, ...]:
+    kept: list[Candidate] = ranked[:1]
+    for candidate in ranked[1:]:
+        if candidate.verdict == kept[0].verdict and all(_stands_out(candidate, other) for other in kept):
+            kept.append(candidate)
+    return tuple(kept[1:])
+
+
+def _stands_out(candidate: Candidate, other: Candidate) -> bool:
+    """Whether `candidate` is clearly faster or smaller than `other`, which is preferred to it."""
+    faster = candidate.pace > other.pace * (1 + CLEARLY)
+    return faster or candidate.estimate.process_bytes < other.estimate.process_bytes * (1 - CLEARLY)
+
+
+def _reason(candidate: Candidate, best: Candidate | None, usable: int) -> str:
+    missing = format_bytes(missing_bytes(candidate.estimate, usable))
+    if candidate.verdict == "no" or best is None:
+        return f"needs {missing} more"
+    if candidate.verdict != best.verdict:
+        return f"tight: may need {missing} more"
+    if candidate.config.max_length != best.config.max_length:
+        return f"cuts rows to {candidate.config.max_length} tokens"
+    if candidate.lossiness > best.lossiness:
+        return candidate.lossier_than(best)
+    if candidate.pace < best.pace * (1 - SAME_SPEED):
+        return _slower(candidate, best)
+    if candidate.num_changes > best.num_changes:
+        return "as fast, with more settings changed"
+    return f"as fast, with {format_bytes(candidate.estimate.process_bytes - best.estimate.process_bytes)} less headroom"
+
+
+def _slower(candidate: Candidate, best: Candidate) -> str:
+    if candidate.tokens_per_second is None or best.tokens_per_second is None:
+        return f"about {1 - candidate.pace / best.pace:.0%} slower"
+    return f"slower: {candidate.tokens_per_second:,.0f} vs {best.tokens_per_second:,.0f} tokens/s"

@@ -1,0 +1,173 @@
+"""Every configuration that a request leaves open, in groups that differ only in checkpointing and micro-batch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from planner.hardware import attention_implementations, objections, precisions, quantizations
+from planner.request import Request
+from planner.run_config import Method, Quantization, RunConfig
+from profiles.build_architecture import architecture
+from profiles.errors import ConfigError
+
+Knobs = dict[str, Any]
+
+OPTIMIZERS = ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit")
+"""The least lossy first. Others (Lion, Adafactor, SGD) want another learning rate, so only a user can choose them."""
+
+LOSSES = ("fused", "full")
+
+CHECKPOINTS: tuple[Knobs, ...] = (
+    {"gradient_checkpointing": True, "checkpoint_every_n_layers": 1, "checkpoint_offload": True},
+    *(
+        {"gradient_checkpointing": True, "checkpoint_every_n_layers": every, "checkpoint_offload": False}
+        for every in (1, 2, 4, 8)
+    ),
+    {"gradient_checkpointing": False, "checkpoint_every_n_layers": 1, "checkpoint_offload": False},
+)
+"""From the least memory to the most."""
+
+BASES: tuple[Quantization | None, ...] = (None, "int8", "nf4", "fp4")
+"""The least lossy first."""
+
+LEARNING_RATES: dict[Method, float] = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}
+"""Full: Alpaca and TRL's default. Adapters: the value of the QLoRA paper up to 13B (arXiv:2305.14314, table 9)."""
+
+DEFAULT_RANK = 16
+RANKS = (DEFAULT_RANK, 8)
+"""Ranks that an open rank may take, the wanted one first."""
+
+DEFAULT_LENGTH = 2048
+SHORTEST_LENGTH = 512
+LENGTH_STEP = 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Lossiness:
+    """How much precision a configuration gives away, in the order in which it hurts: base, weights, optimizer."""
+
+    base: int
+    weights: int
+    optimizer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Configurations alike but for checkpointing and micro-batch.
+
+    `rows[i][j]` has the i-th checkpointing and the j-th micro-batch, each from the least memory to the most.
+    """
+
+    lossiness: Lossiness
+    rows: tuple[tuple[RunConfig, ...], ...]
+
+
+def openings(request: Request) -> tuple[tuple[int, int], ...]:
+    """Lengths and ranks to try one after the other: what the user gave, else the wanted value and then smaller ones."""
+    length, rank = request.knobs.get("max_length"), request.knobs.get("lora", {}).get("r")
+    lengths = (length,) if length else _open_lengths(request)
+    ranks = (rank,) if rank else RANKS
+    return tuple((some_length, ranks[0]) for some_length in lengths) + tuple((lengths[-1], r) for r in ranks[1:])
+
+
+def _open_lengths(request: Request) -> tuple[int, ...]:
+    limit = request.model.max_position_embeddings
+    wanted = DEFAULT_LENGTH
+    if request.lengths is not None:
+        wanted = -(-request.lengths.longest // LENGTH_STEP) * LENGTH_STEP
+    lengths = [min(wanted, limit) if limit else wanted]
+    while lengths[-1] // 2 >= SHORTEST_LENGTH:
+        lengths.append(lengths[-1] // 2)
+    return tuple(lengths)
+
+
+def groups(request: Request, max_length: int, rank: int) -> Iterator[Group]:
+    """The groups of one length and rank. Raises ConfigError for knobs that contradict each other or the card."""
+    batches = tuple(
+        {
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": steps,
+            "per_device_eval_batch_size": request.knobs.get("per_device_eval_batch_size", micro),
+        }
+        for micro, steps in request.batches()
+    )
+    checkpoints = _valid_checkpoints(_pinned(CHECKPOINTS, request.knobs))
+    for lossiness, knobs in _fixed_knobs(request):
+        first = _config(request, knobs | checkpoints[0] | batches[0], max_length, rank)
+        for objection in objections(first, request.model, request.gpu):
+            raise ConfigError(objection)
+        rows = (tuple(first.model_copy(update=row | batch) for batch in batches) for row in checkpoints)
+        yield Group(lossiness, tuple(rows))
+
+
+def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
+    """Everything but checkpointing and micro-batch, with the precision that each choice gives away."""
+    pins = request.knobs
+    codes = attention_implementations(architecture(request.model), request.gpu)
+    attention = _pinned([{"attn_implementation": code} for code in codes], pins)
+    losses = _pinned([{"loss": loss} for loss in LOSSES], pins)
+    optimizers = _pinned([{"optim": name} for name in OPTIMIZERS if request.gpu or "paged" not in name], pins)
+    for method, quantization in _bases(request):
+        known = precisions(request.model, request.gpu, method)
+        dtypes = _pinned([{"dtype": p.dtype, "mixed_precision": p.mixed_precision} for p in known], pins)
+        base = {"method": method, "quantization": quantization}
+        for (weights, dtype), (optimizer, optim), loss, code in product(
+            enumerate(dtypes), enumerate(optimizers), losses, attention
+        ):
+            lossiness = Lossiness(BASES.index(quantization), weights, min(optimizer, 1))
+            yield lossiness, base | dtype | optim | loss | code
+
+
+def _bases(request: Request) -> tuple[tuple[Method, Quantization | None], ...]:
+    """Methods and quantizations that answer the request, the least lossy first."""
+    method = request.knobs.get("method", request.method)
+    if method == "auto" and "quantization" not in request.knobs:
+        return (("lora", None), *(("qlora", quantization) for quantization in quantizations(request.gpu)))
+    quantization = request.knobs.get("quantization", "nf4" if method == "qlora" else None)
+    if method == "auto":
+        method = "qlora" if quantization else "lora"
+    return ((method, quantization),)
+
+
+def _pinned(options: tuple[Knobs, ...] | list[Knobs], pins: Mapping[str, Any]) -> tuple[Knobs, ...]:
+    """`options` with the user's values in place of their own, each once."""
+    overlaid = [{name: pins.get(name, value) for name, value in option.items()} for option in options]
+    return tuple(option for index, option in enumerate(overlaid) if option not in overlaid[:index])
+
+
+def _valid_checkpoints(options: tuple[Knobs, ...]) -> tuple[Knobs, ...]:
+    """Those without settings that have no effect; all, if the user's values leave none, so that RunConfig objects."""
+    valid = tuple(
+        option
+        for option in options
+        if option["gradient_checkpointing"]
+        or (option["checkpoint_every_n_layers"] == 1 and not option["checkpoint_offload"])
+    )
+    return valid or options
+
+
+def _config(request: Request, knobs: Knobs, max_length: int, rank: int) -> RunConfig:
+    values = {
+        "model": request.loadable_name,
+        "gpu": request.gpu.name if request.gpu else None,
+        "learning_rate": LEARNING_RATES[knobs["method"]],
+        "max_length": max_length,
+        **knobs,
+        **request.knobs,
+        "lora": _lora(request, knobs["method"], rank),
+    }
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{place}: {message}" if place else message) from error
+
+
+def _lora(request: Request, method: Method, rank: int) -> Knobs | None:
+    given = request.knobs.get("lora")
+    return given if method == "full" else {"r": rank, "lora_alpha": 2 * rank} | (given or {})
