@@ -1,0 +1,44 @@
+# Needs make and Python 3.11 or newer; everything else is installed into .venv.
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint typecheck clean
+
+help:  ## list the targets
+	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## install fitune into .venv, with the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: fitune needs Python 3.11 or newer; for example: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV). The first time this takes a few minutes: torch is large."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on this machine
+	$(BIN)/fitune can 7b --gpu t4
+	@rm -rf $(DEMO)
+	$(BIN)/python -m trainer.tiny_model $(DEMO)
+	$(BIN)/fitune plan $(DEMO)/model --data $(DEMO)/data.jsonl -o $(DEMO)/run.yaml
+	$(BIN)/fitune launch $(DEMO)/run.yaml
+
+test: install lint typecheck  ## check style and types, then run all tests
+	$(BIN)/pytest
+
+lint: install  ## check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+typecheck: install  ## check types
+	$(BIN)/mypy
+
+clean:  ## remove .venv, runs and caches
+	rm -rf $(VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
