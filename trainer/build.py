@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.hardware import check_model_type
+from trainer.model_name import weights_name
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -67,12 +68,19 @@ def adapter_config(config: RunConfig) -> LoraConfig | None:
 
 
 def load_architecture(config: RunConfig) -> PreTrainedConfig:
-    """The model's own configuration. Raises UnknownModelError, and ConfigError for a type that overflows in fp16."""
+    """The model's own configuration.
+
+    Raises UnknownModelError, and ConfigError for a type that overflows in fp16 or rows that it cannot read.
+    """
+    name = weights_name(config.model)
     try:
-        architecture = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+        architecture = AutoConfig.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     check_model_type(config, architecture.model_type)
+    positions = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and config.max_length > positions:
+        raise ConfigError(f"max_length is {config.max_length}, but {config.model} reads at most {positions} tokens")
     return architecture
 
 
@@ -83,7 +91,9 @@ def load_tokenizer(config: RunConfig, architecture: PreTrainedConfig) -> PreTrai
     embedding is never resized. Raises UnknownModelError or ConfigError.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            weights_name(config.model), trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     if tokenizer.eos_token is None:
@@ -102,7 +112,7 @@ def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.
     """The base model with its weights on `device`, quantized if the run says so. Raises UnknownModelError."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            config.model,
+            weights_name(config.model),
             config=architecture,
             dtype=DTYPES[config.dtype],
             attn_implementation=config.attn_implementation,

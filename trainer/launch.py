@@ -24,6 +24,7 @@ from planner.units import format_bytes
 from profiles.errors import ConfigError, DataError, EnvironmentFault, FituneError
 from trainer.checkpoints import checkpoint_to_resume, holds_a_run
 from trainer.interruption import SIGNALS
+from trainer.model_name import weights_name
 from trainer.record import PREDICTION_FILE
 
 STATUS_FILE = "FITUNE_STATUS_FILE"
@@ -70,7 +71,7 @@ def launch(
 
 
 def check(config: RunConfig, *, resume: bool) -> None:
-    """Refuse a run that cannot begin here. Raises ConfigError, DataError or EnvironmentFault."""
+    """Refuse a run that cannot begin here. Raises InputError or EnvironmentFault."""
     output_dir = Path(config.output_dir)
     if config.data is None:
         raise ConfigError("the run file has no data section", hint="add `data: {path: FILE}`")
@@ -83,6 +84,7 @@ def check(config: RunConfig, *, resume: bool) -> None:
             f"output_dir {output_dir} holds another run",
             hint="continue that run with --resume, or choose another output_dir",
         )
+    weights_name(config.model)
     missing = [name for name in PACKAGES + _quantizer(config) if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvironmentFault(f"training needs {', '.join(missing)}", hint="pip install 'fitune[train]'")

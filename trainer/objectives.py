@@ -1,17 +1,21 @@
 """Supervised fine-tuning with TRL: every setting that matters is stated, none is left to a library's default."""
 
+import difflib
 from dataclasses import fields
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer
 
 from planner.run_config import RunConfig
 from profiles.errors import ConfigError, DataError
 from trainer.data import Examples
 from trainer.hardware import cast_trainable_to_float32
+
+OPTIMIZERS = tuple(name.value for name in OptimizerNames)
 
 # Transformers renamed the two settings after 5.17; the old names are deprecated in 5.23.
 _FIELDS = {field.name for field in fields(SFTConfig)}
@@ -37,8 +41,45 @@ class FullLogitsTrainer(SFTTrainer):  # type: ignore[misc]
 
 def training_arguments(config: RunConfig, examples: Examples) -> SFTConfig:
     """TRL's settings of the run. Raises ConfigError for an optimizer that Transformers does not know."""
-    use_cpu = config.gpu is None
-    checkpointing = {
+    if config.optim not in OPTIMIZERS:
+        near = difflib.get_close_matches(config.optim, OPTIMIZERS, n=1)
+        raise ConfigError(
+            f"optim is {config.optim}, but Transformers has no such optimizer",
+            hint=f"did you mean {near[0]}?" if near else f"it has {', '.join(OPTIMIZERS)}",
+        )
+    evaluates = examples.evaluation is not None and config.eval_steps is not None
+    return SFTConfig(
+        **_batch_settings(config),
+        **_optimizer_settings(config),
+        **_output_settings(config),
+        completion_only_loss=examples.completion_only_loss,
+        assistant_only_loss=examples.assistant_only_loss,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_steps,
+    )
+
+
+def _batch_settings(config: RunConfig) -> dict[str, Any]:
+    """What one micro-batch is, and how it passes through the model."""
+    return {
+        "max_length": config.max_length,
+        "packing": config.packing,
+        "packing_strategy": "bfd",
+        "eval_packing": config.packing,
+        "loss_type": "nll",
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "auto_find_batch_size": False,
+        "prediction_loss_only": True,
+        "bf16": config.mixed_precision == "bf16",
+        "fp16": config.mixed_precision == "fp16",
+        "bf16_full_eval": False,
+        "fp16_full_eval": False,
+        "torch_compile": False,
+        "use_cpu": config.gpu is None,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": config.gpu is not None,
         CHECKPOINTING: config.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {
             "use_reentrant": False,
@@ -46,61 +87,43 @@ def training_arguments(config: RunConfig, examples: Examples) -> SFTConfig:
             "offload": config.checkpoint_offload,
         },
     }
-    evaluates_in_between = examples.evaluation is not None and config.eval_steps is not None
-    try:
-        return SFTConfig(
-            output_dir=config.output_dir,
-            max_length=config.max_length,
-            packing=config.packing,
-            packing_strategy="bfd",
-            eval_packing=config.packing,
-            completion_only_loss=examples.completion_only_loss,
-            assistant_only_loss=examples.assistant_only_loss,
-            loss_type="nll",
-            per_device_train_batch_size=config.per_device_train_batch_size,
-            per_device_eval_batch_size=config.per_device_eval_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            auto_find_batch_size=False,
-            bf16=config.mixed_precision == "bf16",
-            fp16=config.mixed_precision == "fp16",
-            bf16_full_eval=False,
-            fp16_full_eval=False,
-            torch_compile=False,
-            optim=config.optim,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type=config.lr_scheduler_type,
-            warmup_steps=config.warmup_steps,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            num_train_epochs=config.num_train_epochs,
-            max_steps=config.max_steps or -1,
-            seed=config.seed,
-            data_seed=config.seed,
-            logging_strategy="steps",
-            logging_steps=config.logging_steps,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            include_num_input_tokens_seen="all",
-            disable_tqdm=True,
-            report_to="none",
-            save_strategy="steps",
-            save_steps=config.save_steps,
-            save_total_limit=config.save_total_limit,
-            save_only_model=False,
-            load_best_model_at_end=False,
-            push_to_hub=False,
-            eval_strategy="steps" if evaluates_in_between else "no",
-            eval_steps=config.eval_steps,
-            prediction_loss_only=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=not use_cpu,
-            use_cpu=use_cpu,
-            **checkpointing,
-        )
-    except ValueError as error:
-        if "OptimizerNames" in str(error):
-            raise ConfigError(f"optim is {config.optim!r}, but Transformers has no such optimizer: {error}") from error
-        raise
+
+
+def _optimizer_settings(config: RunConfig) -> dict[str, Any]:
+    """How the weights change, and for how long."""
+    return {
+        "optim": config.optim,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "num_train_epochs": config.num_train_epochs,
+        # Transformers' way to say that the epochs decide.
+        "max_steps": config.max_steps or -1,
+        "seed": config.seed,
+        "data_seed": config.seed,
+    }
+
+
+def _output_settings(config: RunConfig) -> dict[str, Any]:
+    """What is written, and how often."""
+    return {
+        "output_dir": config.output_dir,
+        "logging_strategy": "steps",
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "all",
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        "save_total_limit": config.save_total_limit,
+        "save_only_model": False,
+        "load_best_model_at_end": False,
+        "push_to_hub": False,
+    }
 
 
 def make_trainer(
