@@ -52,14 +52,6 @@ class Candidate:
             )
         )
 
-    def lossier_than(self, other: "Candidate") -> str:
-        """What this candidate gives away that `other` keeps."""
-        if self.lossiness.base > other.lossiness.base:
-            return f"lossier base: {self.config.quantization}"
-        if self.lossiness.weights > other.lossiness.weights:
-            return f"lossier weights: {self.config.dtype}"
-        return f"lossier optimizer: {self.config.optim}"
-
 
 class Judge:
     """Judges the configurations of one request."""

@@ -67,15 +67,35 @@ def search(request: Request, estimator: Estimator = estimate) -> SearchResult:
     candidates: list[Candidate] = []
     pruned: list[Loser] = []
     for max_length, rank in openings(request):
-        for group in groups(request, max_length, rank):
-            _judge_group(judge, group, candidates, pruned)
-        if any(candidate.verdict == "fits" for candidate in candidates):
+        for _, weights in groupby(
+            groups(request, max_length, rank), key=lambda group: group.lossiness.without_optimizer
+        ):
+            _judge_optimizers(judge, weights, candidates, pruned)
+        if _some_fits(candidates):
             break
     closest = min(candidates, key=lambda candidate: candidate.estimate.interval_bytes[1])
     ranked = _ranked(candidates)
     best = ranked[0] if ranked else None
     beaten = tuple(Loser(c.config, _reason(c, best, judge.usable)) for c in candidates if c is not best)
     return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
+
+
+def _judge_optimizers(judge: Judge, alike: Iterable[Group], candidates: list[Candidate], pruned: list[Loser]) -> None:
+    """Judge groups with the same weights. Once something fits, a lossier optimizer cannot win, so it is not tried."""
+    found: list[Candidate] = []
+    for _, tier in groupby(alike, key=lambda group: group.lossiness):
+        tried = not _some_fits(found)
+        for group in tier:
+            if tried:
+                _judge_group(judge, group, found, pruned)
+            else:
+                why = f"lossier optimizer: {group.rows[0][0].optim}"
+                pruned.extend(Loser(config, why) for row in group.rows for config in row)
+    candidates.extend(found)
+
+
+def _some_fits(candidates: Iterable[Candidate]) -> bool:
+    return any(candidate.verdict == "fits" for candidate in candidates)
 
 
 def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], pruned: list[Loser]) -> None:
@@ -141,12 +161,21 @@ def _reason(candidate: Candidate, best: Candidate | None, usable: int) -> str:
     if candidate.config.max_length != best.config.max_length:
         return f"cuts rows to {candidate.config.max_length} tokens"
     if candidate.lossiness > best.lossiness:
-        return candidate.lossier_than(best)
+        return _lossier(candidate, best)
     if candidate.pace < best.pace * (1 - SAME_SPEED):
         return _slower(candidate, best)
     if candidate.num_changes > best.num_changes:
         return "as fast, with more settings changed"
     return f"as fast, with {format_bytes(candidate.estimate.process_bytes - best.estimate.process_bytes)} less headroom"
+
+
+def _lossier(candidate: Candidate, best: Candidate) -> str:
+    config = candidate.config
+    if candidate.lossiness.base > best.lossiness.base:
+        return f"lossier base: {config.quantization}"
+    if candidate.lossiness.weights > best.lossiness.weights:
+        return f"lossier weights: {config.dtype}"
+    return f"lossier optimizer: {config.optim}"
 
 
 def _slower(candidate: Candidate, best: Candidate) -> str:

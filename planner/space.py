@@ -53,6 +53,11 @@ class Lossiness:
     weights: int
     optimizer: int
 
+    @property
+    def without_optimizer(self) -> tuple[int, int]:
+        """The same without the optimizer."""
+        return self.base, self.weights
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -94,7 +99,8 @@ def groups(request: Request, max_length: int, rank: int) -> Iterator[Group]:
         }
         for micro, steps in request.batches()
     )
-    checkpoints = _valid_checkpoints(_pinned(CHECKPOINTS, request.knobs))
+    offered = tuple(option for option in CHECKPOINTS if request.gpu or not option["checkpoint_offload"])
+    checkpoints = _valid_checkpoints(_pinned(offered, request.knobs))
     for lossiness, knobs in _fixed_knobs(request):
         first = _config(request, knobs | checkpoints[0] | batches[0], max_length, rank)
         for objection in objections(first, request.model, request.gpu):
