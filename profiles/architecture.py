@@ -242,6 +242,11 @@ class Architecture:
     other_parameters: int = 0
 
     @property
+    def quantizable(self) -> bool:
+        """Whether bitsandbytes packs the projections of the blocks."""
+        return self.linear_class in ("Linear", "Conv1D")
+
+    @property
     def num_layers(self) -> int:
         """Transformer layers of all kinds."""
         return sum(block.count for block in self.blocks)

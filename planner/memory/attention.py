@@ -6,6 +6,7 @@ Sources: Transformers 5.23 `integrations/sdpa_attention.py` and `eager_attention
 
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor, rounded
+from planner.run_config import DTYPE_BYTES
 from profiles.architecture import Attention
 
 
@@ -41,33 +42,40 @@ def _fused(ops: Operators, attention: Attention, query: Tensor, key: Tensor, val
     out = _output(ops, attention, query.itemsize)
     sums = Tensor("attention log-sum-exp", ops.tokens * attention.num_heads, ROW_STATISTICS)
     saved: tuple[Tensor, ...] = (query, key, value, out, sums)
-    if step.padded:
+    if step.masked:
         saved += (Tensor("attention mask", step.num_tokens * step.seq_len, query.itemsize, False),)
     accumulator = rounded(query.elements * FLOAT32) if step.device == "cuda" and query.itemsize < FLOAT32 else 0
     return ops.tape.add(Op("attention", (query, key, value), (out,), saved, backward_scratch=accumulator))
 
 
 def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scores of shape (batch, num_heads, seq_len, seq_len): softmax in float32 and its 16-bit copy are kept."""
+    """Scores of shape (batch, num_heads, seq_len, seq_len).
+
+    Eager attention keeps the softmax in float32 and its copy in the input's dtype. Torch's math kernel works in float32
+    throughout and keeps float32 copies of the inputs.
+    """
+    math = ops.step.attention == "math"
+    query, key, value = (
+        _contiguous(ops, tensor, FLOAT32 if math else tensor.itemsize) for tensor in (query, key, value)
+    )
     num_scores = ops.tokens * ops.step.seq_len * attention.num_heads
-    query, key, value = (_contiguous(ops, tensor) for tensor in (query, key, value))
 
     def scores(name: str, itemsize: int = query.itemsize) -> Tensor:
         return Tensor(name, num_scores, itemsize)
 
     raw = ops.tape.add(Op("scores", (query, key), (scores("scores"),), (query, key)))
-    scaled = ops.tape.add(Op("scaled scores", (raw,), (scores("scaled scores"),)))
+    scaled = raw if math else ops.tape.add(Op("scaled scores", (raw,), (scores("scaled scores"),)))
+    scaled = ops.softcap(scaled) if attention.softcap else scaled
     masked = ops.tape.add(Op("masked scores", (scaled,), (scores("masked scores"),), passes_grad=True))
     ops.tape.hold(scaled)
+    wide = masked if ops.step.device == "cuda" else ops.cast(masked, FLOAT32)
     softmax = scores("softmax", FLOAT32)
-    wide = masked if masked.itemsize == FLOAT32 or ops.step.device == "cuda" else ops.cast(masked, FLOAT32)
     ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=_widened(softmax, wide)))
     weights = ops.cast(softmax, query.itemsize)
     out = _output(ops, attention, query.itemsize)
     ops.tape.add(Op("attention", (weights, value), (out,), (weights, value)))
     ops.tape.hold(weights)
-    copy = Tensor("attention output contiguous", out.elements, out.itemsize)
-    return ops.tape.add(Op(copy.name, (out,), (copy,)))
+    return _contiguous(ops, out, DTYPE_BYTES[ops.step.compute_dtype] if math else out.itemsize)
 
 
 def _widened(softmax: Tensor, source: Tensor) -> int:
@@ -75,6 +83,6 @@ def _widened(softmax: Tensor, source: Tensor) -> int:
     return softmax.bytes if source.itemsize < FLOAT32 else 0
 
 
-def _contiguous(ops: Operators, x: Tensor) -> Tensor:
+def _contiguous(ops: Operators, x: Tensor, itemsize: int) -> Tensor:
     """A copy in the layout of batched matrix products."""
-    return ops.tape.add(Op(f"{x.name} contiguous", (x,), (Tensor(x.name, x.elements, x.itemsize),)))
+    return ops.tape.add(Op(f"{x.name} contiguous", (x,), (Tensor(x.name, x.elements, itemsize),)))

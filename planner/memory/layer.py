@@ -54,7 +54,7 @@ def layer_tape(block: Block, step: StepSpec, hidden_size: int) -> Tape:
     """The operators of one layer of `block`."""
     itemsize = DTYPE_BYTES[step.base_dtype]
     source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize)
-    ops = Operators(step, Tape(source), trainable=step.adapter is None)
+    ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)
     (_parallel if block.parallel else _sequential)(ops, block, source)
     return ops.tape
 

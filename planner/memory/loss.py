@@ -21,13 +21,12 @@ def loss_tape(architecture: Architecture, step: StepSpec) -> Tape:
     """The operators from the residual stream to the scalar loss."""
     hidden_size = architecture.blocks[-1].attention.output.out_features
     source = Tensor("last hidden_states", step.num_tokens * hidden_size, DTYPE_BYTES[step.base_dtype])
-    ops = Operators(step, Tape(source), trainable=step.adapter is None)
+    ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)
     x = source
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
-    head = architecture.head
     paths = {"full": _full, "full_inplace": _full_inplace, "chunked": _chunked, "fused": _fused, "liger": _liger}
-    paths[step.loss](ops, head, x)
+    paths[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
     return ops.tape
 
 
@@ -35,21 +34,21 @@ def _scalar(ops: Operators, name: str, inputs: tuple[Tensor, ...], saved: tuple[
     ops.tape.add(Op(name, inputs, (Tensor("loss", 1, FLOAT32),), saved))
 
 
-def _logits(ops: Operators, head: Linear, x: Tensor) -> Tensor:
+def _logits(ops: Operators, head: Linear, x: Tensor, capped: bool) -> Tensor:
     """All logits; the caller's output keeps them to the end of the backward pass where the step says so."""
     logits = ops.linear(head, x)
     if ops.step.output_alive:
         head_op = ops.tape.ops[-1]
         head_op.saved += (logits,)
-    return logits
+    return ops.softcap(logits) if capped else logits
 
 
-def _full(ops: Operators, head: Linear, x: Tensor) -> None:
+def _full(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     """Logits, a float32 copy, the log-softmax: 10 bytes a logit forward in 16 bit, 12 backward.
 
     Older Transformers also copied the logits to shift them, and GPT-BigCode left them in 16 bit.
     """
-    logits = _logits(ops, head, x)
+    logits = _logits(ops, head, x, capped)
     wide = _shifted(ops, ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits)
     in_float32 = ops.cast(wide, FLOAT32) if ops.autocast_size else wide
     log_softmax = Tensor("log-softmax", wide.elements, in_float32.itemsize)
@@ -67,9 +66,9 @@ def _shifted(ops: Operators, logits: Tensor) -> Tensor:
     return out
 
 
-def _full_inplace(ops: Operators, head: Linear, x: Tensor) -> None:
+def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     """Unsloth's kernel, which writes the gradient over the logits that it is given."""
-    logits = _logits(ops, head, x)
+    logits = _logits(ops, head, x, capped)
     wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
     given = _shifted(ops, wide)
     sums = Tensor("log-sum-exp", ops.tokens, ROW_STATISTICS)
@@ -78,7 +77,7 @@ def _full_inplace(ops: Operators, head: Linear, x: Tensor) -> None:
     _scalar(ops, "mean", (own_gradient,), (sums,))
 
 
-def _chunked(ops: Operators, head: Linear, x: Tensor) -> None:
+def _chunked(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     """256 rows of logits at a time, computed again in the backward pass."""
     rows = min(ops.tokens, CHUNK_TOKENS)
     tile = rounded(rows * head.out_features * FLOAT32)
@@ -88,10 +87,10 @@ def _chunked(ops: Operators, head: Linear, x: Tensor) -> None:
     op.scratch, op.backward_scratch, op.parameter_gradients = 2 * tile, 3 * tile, weight
 
 
-def _fused(ops: Operators, head: Linear, x: Tensor) -> None:
+def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     """Tiles of tokens x vocabulary, recomputed in the backward pass; gradients add up in float32.
 
-    Without Triton, on a CPU, each tile also takes its float32 forms.
+    Without Triton, on a CPU, each tile also takes its float32 forms, and its product with the head float32 weights.
     """
     size = ops.autocast_size or x.itemsize
     rows = min(ops.tokens, TILE_TOKENS)
@@ -101,7 +100,8 @@ def _fused(ops: Operators, head: Linear, x: Tensor) -> None:
     hidden = 0 if x.itemsize == size else rounded(rows * head.in_features * size)
     if ops.step.device == "cpu":
         tile = rounded(rows * columns * FLOAT32)
-        forward, backward = 4 * tile, 7 * tile + tile // 4
+        wide_weight = rounded(columns * head.in_features * FLOAT32) if size < FLOAT32 else 0
+        forward, backward = 4 * tile, max(7 * tile + tile // 4, tile + wide_weight)
     else:
         forward, backward = 0, 0
     compact = Tensor("hidden_states of labels", x.elements, x.itemsize)
@@ -116,7 +116,7 @@ def _fused(ops: Operators, head: Linear, x: Tensor) -> None:
         op.parameter_gradients = _head_gradient(ops, head)
 
 
-def _liger(ops: Operators, head: Linear, x: Tensor) -> None:
+def _liger(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     """Chunks of logits whose gradients are computed in the forward pass: of the input, and of the head if it learns."""
     size = ops.autocast_size or x.itemsize
     narrow = ops.cast(x, size)

@@ -91,9 +91,10 @@ class Operators:
         )
 
     def _layer_norm(self, norm: Norm, x: Tensor) -> Tensor:
-        wide = self.cast(x, FLOAT32) if self.autocast_size else x
+        """Torch's own layer norm, which autocast runs in float32 on a GPU and leaves alone on a CPU."""
+        wide = self.cast(x, FLOAT32) if self.autocast_size and self.step.device == "cuda" else x
         statistics = Tensor(f"{norm.name} mean and deviation", 2 * x.elements // norm.size, ROW_STATISTICS)
-        out = Tensor(norm.name, x.elements, max(wide.itemsize, self.base_size if self.autocast_size else wide.itemsize))
+        out = Tensor(norm.name, x.elements, wide.itemsize)
         gradients = self.gradient_bytes(norm.num_parameters)
         return self.tape.add(Op(norm.name, (wide,), (out,), saved=(wide, statistics), parameter_gradients=gradients))
 
@@ -157,17 +158,31 @@ class Operators:
         if adapter.dropout:
             x = self._dropout(x)
         narrow = self.cast(x, size)
-        gradient = rounded(adapter.r * linear.in_features * adapter_size)
-        low = Tensor(f"{linear.name} lora_A", self.tokens * adapter.r, size)
-        self.tape.add(Op(low.name, (narrow,), (low,), (narrow,), parameter_gradients=gradient))
-        gradient = rounded(adapter.r * linear.out_features * adapter_size)
-        high = Tensor(f"{linear.name} lora_B", result.elements, size)
-        self.tape.add(Op(high.name, (low,), (high,), (low,), parameter_gradients=gradient))
+        low = self._adapter_matrix(adapter, f"{linear.name} lora_A", linear.in_features, narrow, adapter.r)
+        high = self._adapter_matrix(adapter, f"{linear.name} lora_B", linear.out_features, low, linear.out_features)
         scaled = Tensor(f"{linear.name} lora scaled", result.elements, size)
         self.tape.add(Op(scaled.name, (high,), (scaled,)))
         total = self.add(f"{linear.name} with adapter", result, scaled)
         self.tape.hold(x)
         return self.cast(total, result.itemsize)
+
+    def _adapter_matrix(self, adapter: Adapter, name: str, wide: int, x: Tensor, out_features: int) -> Tensor:
+        """One of the two products of an adapter; `wide` is the side of its matrix that is not the rank."""
+        elements = adapter.r * wide
+        adapter_size = DTYPE_BYTES[adapter.dtype]
+        copied = x.itemsize != adapter_size
+        copy = (Tensor(f"{name} weight", elements, x.itemsize, False),) if copied else ()
+        out = Tensor(name, self.tokens * out_features, x.itemsize)
+        gradient = rounded(elements * adapter_size)
+        return self.tape.add(
+            Op(name, (x,), (out,), (x, *copy), parameter_gradients=gradient, cached=copy if self.autocast_size else ())
+        )
+
+    def softcap(self, x: Tensor) -> Tensor:
+        """tanh(x / cap) * cap; autograd keeps the tanh."""
+        tanh = Tensor(f"{x.name} tanh", x.elements, x.itemsize)
+        self.tape.add(Op("softcap", (x,), (tanh,), (tanh,), scratch=x.bytes))
+        return self.tape.add(Op("softcap scale", (tanh,), (Tensor(f"{x.name} capped", x.elements, x.itemsize),)))
 
     def _dropout(self, x: Tensor) -> Tensor:
         mask = Tensor(f"{x.name} dropout mask", x.elements, 1, False)

@@ -90,7 +90,7 @@ def _base_weights(architecture: Architecture) -> Iterator[Weights]:
         yield Weights((norm.num_parameters,), 1)
     for block in architecture.blocks:
         for linear in block.linears:
-            yield from _of_linear(linear, block.count, "projection")
+            yield from _of_linear(linear, block.count, "projection" if architecture.quantizable else "other")
         for norm in block.norms:
             yield Weights((norm.num_parameters,), block.count)
         yield Weights((block.attention.extra_parameters,), block.count)
@@ -109,7 +109,8 @@ def _of_linear(linear: Linear, count: int, kind: Literal["projection", "other"] 
 
 def _quantized_linears(architecture: Architecture, experts_quantized: bool) -> Iterator[tuple[Linear, int]]:
     """The matrices that bitsandbytes packs, with how often they occur."""
-    yield from architecture.linears()
+    if architecture.quantizable:
+        yield from architecture.linears()
     for block in architecture.blocks:
         if experts_quantized and isinstance(block.mlp, Experts):
             for linear in block.mlp.expert.linears:

@@ -78,9 +78,14 @@ class GradientBuffer:
 
 @dataclass(slots=True)
 class Tape:
-    """Operators in the order of the forward pass, from `source` to the outputs of the last."""
+    """Operators in the order of the forward pass, from `source` to the outputs of the last.
+
+    `adds_in_place` says whether autograd adds a second gradient of a tensor to the first. It does, except while a
+    Python dispatch mode counts live bytes, as on a CPU (ATen `isTensorSubclassLike`, `input_buffer.cpp`).
+    """
 
     source: Tensor
+    adds_in_place: bool = True
     ops: list[Op] = field(default_factory=list)
 
     def add(self, op: Op) -> Tensor:
@@ -153,8 +158,10 @@ class Tape:
                 continue
             receivers = [tensor for tensor in op.inputs if tensor.requires_grad]
             now += op.parameter_gradients + (0 if op.passes_grad else sum(tensor.bytes for tensor in receivers))
-            if now + op.backward_scratch > peak.bytes:
-                peak = Moment(now + op.backward_scratch, f"gradient of {op.name}", tuple(uses))
+            sums = 0 if self.adds_in_place else sum(tensor.bytes for tensor in receivers if tensor in gradients)
+            scratch = max(op.backward_scratch, sums)
+            if now + scratch > peak.bytes:
+                peak = Moment(now + scratch, f"gradient of {op.name}", tuple(uses))
             for storage in [tensor.storage for tensor in op.saved]:
                 uses[storage] -= 1
                 if not uses[storage]:

@@ -110,7 +110,7 @@ def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
 def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGroup]:
     """The layers in order, those that `checkpoint_every` leaves out as groups of their own."""
     hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
-    key = _layer_key(step)
+    key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
     for block in architecture.blocks:
         width = hidden_size or block.attention.output.out_features
         memory = layer_memory(block, key, width)
@@ -157,13 +157,18 @@ def _backward(groups: tuple[LayerGroup, ...], loss: "LossMemory", embedding: Pea
 
 
 def _embedding_peak(architecture: Architecture, step: StepSpec) -> Peak:
-    """The end of the backward pass: the embedding's gradient, a second time where the head shares its weights."""
+    """The end of the backward pass: the embedding's gradient, on top of the head's where both share their weights.
+
+    Where gradients are not added in place, their sum is a third.
+    """
     stream = rounded(step.num_tokens * architecture.embeddings[0].columns * DTYPE_BYTES[step.base_dtype])
     moment = Moment(stream, "gradient of the embedding", ())
     if step.adapter:
         return Peak("embedding", moment, working=stream)
     itemsize = trainable_itemsize(step)
     tables = sum(rounded(table.num_parameters * itemsize) for table in architecture.embeddings)
+    if architecture.tied and step.device == "cpu":
+        tables += rounded(architecture.embeddings[0].num_parameters * itemsize)
     return Peak("embedding", moment, working=stream, gradients=tables)
 
 

@@ -22,11 +22,11 @@ def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
 
 
 def _mask_bytes(step: StepSpec) -> int:
-    """Eager attention adds a mask of the compute dtype; fused kernels read one of booleans if the batch is padded."""
+    """Eager attention adds a mask of the compute dtype; fused kernels read one of booleans if the batch is masked."""
     square = step.seq_len * step.seq_len
     if step.attention == "eager":
         return rounded(step.micro_batch * square * DTYPE_BYTES[step.base_dtype])
-    return rounded(step.micro_batch * square) if step.padded else 0
+    return rounded(step.micro_batch * square) if step.masked else 0
 
 
 def workspace_bytes(gpu: GpuProfile | None) -> int:
