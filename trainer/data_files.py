@@ -48,7 +48,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _json_object(path, f"line {number}", _json(path, line, first_line=number))
+                yield _json_object(path, f"line {number}", _json(path, line.rstrip(), first_line=number))
 
 
 def _json_list(path: Path) -> Iterator[Row]:
@@ -75,7 +75,8 @@ def _csv(path: Path) -> Iterator[Row]:
                     )
                 yield Row(place, dict(values))
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+            # line_num is the last line that was read without an error.
+            raise DataError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

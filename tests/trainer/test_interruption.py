@@ -1,0 +1,31 @@
+import os
+import signal
+
+import pytest
+
+from trainer.interruption import Interrupted, Interruption
+
+
+def test_a_signal_in_a_step_is_remembered_and_the_second_one_stops(capsys):
+    interruption = Interruption()
+    interruption.in_step = True
+    with interruption.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal_number == signal.SIGTERM
+        assert "SIGTERM: finishing this step" in capsys.readouterr().err
+        with pytest.raises(Interrupted) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.exit_code == 143
+
+
+def test_a_signal_outside_a_step_stops_at_once():
+    with pytest.raises(Interrupted) as stop, Interruption().listening():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.value.exit_code == 130
+
+
+def test_the_old_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption().listening():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
