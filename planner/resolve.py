@@ -24,9 +24,9 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
     """
     traits = find_trainer(trainer)
     arch = architecture(model)
-    padded = config.per_device_train_batch_size > 1 and not config.packing
+    masked = _needs_mask(config, arch)
     autocast = AUTOCAST[config.mixed_precision]
-    kernel, expand_kv = attention_kernel(config, arch, gpu, traits, padded)
+    kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
     return StepSpec(
         micro_batch=config.per_device_train_batch_size,
         seq_len=config.max_length,
@@ -38,7 +38,7 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
         autocast=autocast,
         attention=kernel,
         expand_kv=expand_kv,
-        padded=padded,
+        masked=masked,
         loss=config.loss if traits.loss == "config" else traits.loss,
         checkpointing=config.gradient_checkpointing,
         checkpoint_every=config.checkpoint_every_n_layers,
@@ -51,20 +51,21 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
 
 
 def attention_kernel(
-    config: RunConfig, arch: Architecture, gpu: GpuProfile | None, traits: TrainerProfile, padded: bool
+    config: RunConfig, arch: Architecture, gpu: GpuProfile | None, traits: TrainerProfile, masked: bool
 ) -> tuple[AttentionKernel, bool]:
     """The kernel that `attn_implementation` ends in, and whether keys and values are repeated before it.
 
     Source: torch `sdp_utils.cpp` (flash: 16 bit, no mask, compute capability >= 8.0; memory-efficient: not for bfloat16
-    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask).
+    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask). On a CPU torch
+    repeats keys and values itself.
     """
     if config.attn_implementation == "eager":
         return "eager", False
     if config.attn_implementation == "flash_attention_2":
         return "flash", False
-    masked = padded or any(block.attention.score_bias for block in arch.blocks)
     if gpu is None:
-        return "flash", masked
+        return "flash", True
+    masked = masked or any(block.attention.score_bias for block in arch.blocks)
     dtype = AUTOCAST[config.mixed_precision] or config.dtype
     if max(block.attention.head_dim for block in arch.blocks) > LARGEST_FUSED_HEAD:
         return "math", False
@@ -74,6 +75,14 @@ def attention_kernel(
     if not gpu.supports_bf16 and (dtype == "bfloat16" or (grouped and not masked and not traits.repeats_kv)):
         return "math", False
     return "efficient", True
+
+
+def _needs_mask(config: RunConfig, arch: Architecture) -> bool:
+    """Whether the kernel gets a mask: rows of different length are padded, and a window is shorter than the row."""
+    if config.attn_implementation == "flash_attention_2":
+        return False
+    slides = any(block.attention.window and block.attention.window < config.max_length for block in arch.blocks)
+    return slides or (config.per_device_train_batch_size > 1 and not config.packing)
 
 
 def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:

@@ -85,17 +85,18 @@ class Timeline:
 def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     """The activations and gradients of one step over time."""
     groups = tuple(layer_groups(architecture, step))
-    stored = sum(group.stored * group.count for group in groups)
+    embedded = _embedding_output(step, groups[0])
+    stored = embedded + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(step))
     return Timeline(
-        forward=_forward(groups),
+        forward=_forward(groups, embedded),
         loss=max(
             Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
             Peak("loss", loss.backward, stored, loss.backward.bytes),
             key=lambda peak: peak.bytes,
         ),
-        backward=_backward(groups, loss, _embedding_peak(architecture, step), keeps=not step.gradients_persist),
+        backward=_backward(groups, stored, loss, _embedding_peak(architecture, step), not step.gradients_persist),
     )
 
 
@@ -121,10 +122,18 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
             yield LayerGroup(memory, block.count - checkpointed, False, False)
 
 
-def _forward(groups: tuple[LayerGroup, ...]) -> Peak:
+def _embedding_output(step: StepSpec, first: LayerGroup) -> int:
+    """Bytes of the embedding's output where nothing but its own gradient keeps it.
+
+    PEFT makes it a leaf that requires a gradient, and autograd holds leaves.
+    """
+    return first.memory.input_bytes if step.adapter and not first.checkpointed and not first.memory.input_saved else 0
+
+
+def _forward(groups: tuple[LayerGroup, ...], stored: int) -> Peak:
     """The largest of the layers' forward peaks; what is stored only grows, so the last of a group has it."""
     peaks = []
-    stored = copies = 0
+    copies = 0
     for group in groups:
         stored += group.stored * (group.count - 1)
         copies += group.cached * (group.count - 1)
@@ -134,7 +143,7 @@ def _forward(groups: tuple[LayerGroup, ...]) -> Peak:
     return max(peaks, key=lambda peak: peak.bytes)
 
 
-def _backward(groups: tuple[LayerGroup, ...], loss: "LossMemory", embedding: Peak, keeps: bool) -> Peak:
+def _backward(groups: tuple[LayerGroup, ...], stored: int, loss: "LossMemory", embedding: Peak, keeps: bool) -> Peak:
     """The largest of the layers' backward peaks.
 
     From the last layer to the first what is stored falls and the gradients of weights rise, both evenly within a group,
@@ -142,7 +151,6 @@ def _backward(groups: tuple[LayerGroup, ...], loss: "LossMemory", embedding: Pea
     micro-batch are there already, new ones are added to them and freed: then nothing `keeps`.
     """
     peaks = []
-    stored = sum(group.stored * group.count for group in groups)
     gradients = loss.parameter_gradient_bytes * keeps
     for group in reversed(groups):
         own = group.memory.parameter_gradient_bytes
