@@ -16,12 +16,12 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 # The same for the modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
     ("units",),
-    ("run_config", "run_file", "step"),
-    ("memory",),
-    ("resolve", "hardware", "verdict"),
+    ("run_config", "run_file"),
+    ("step", "hardware", "resolve"),
+    ("memory", "verdict"),
     ("work", "speed_rates", "speed"),
     ("request", "space", "candidate", "search", "nearest"),
-    ("plan", "doctor"),
+    ("prediction", "what_if", "plan", "doctor"),
     ("report",),
     ("commands",),
     ("cli",),
