@@ -38,6 +38,11 @@ class Candidate:
     tokens_per_second: float | None = None
 
     @property
+    def needs_package(self) -> bool:
+        """Whether more must be installed than torch and the trainer."""
+        return self.config.attn_implementation == "flash_attention_2"
+
+    @property
     def num_changes(self) -> int:
         """Settings that differ from the usual ones."""
         config = self.config
@@ -48,7 +53,6 @@ class Candidate:
                 config.optim != OPTIMIZERS[0],
                 config.optim.startswith("paged"),
                 config.loss != "fused",
-                config.attn_implementation != "sdpa",
             )
         )
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 import profiles
 from planner.run_config import AttentionImplementation, Dtype, Method, MixedPrecision, Quantization, RunConfig
 from profiles.architecture import Architecture
+from profiles.errors import UnsupportedError
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
@@ -76,18 +77,22 @@ def quantizations(gpu: GpuProfile | None) -> tuple[Quantization, ...]:
 
 
 def attention_implementations(model: Architecture, gpu: GpuProfile | None) -> tuple[AttentionImplementation, ...]:
-    """The attention codes that run `model` on `gpu`, the one that needs no package beside torch first.
+    """The attention codes worth trying for `model` on `gpu`, the one that needs no package beside torch first.
 
-    Transformers' sdpa cannot squash scores (softcap), and flash_attention_2 is a package of kernels for newer cards.
+    Transformers' sdpa cannot bound the scores (softcap). Eager is never smaller or faster than sdpa, so it only stands
+    in. flash_attention_2 is a package of its own with kernels for newer cards. Raises UnsupportedError if none runs.
     """
     softcap = any(block.attention.softcap is not None for block in model.blocks)
-    order: tuple[AttentionImplementation, ...] = ("sdpa", "eager", "flash_attention_2")
-    runs = {
-        "sdpa": not softcap,
-        "eager": True,
-        "flash_attention_2": gpu is not None and gpu.supports_flash_attention,
-    }
-    return tuple(code for code in order if code in model.attention_codes and runs[code])
+    own: tuple[AttentionImplementation, ...] = ("eager",) if softcap else ("sdpa", "eager")
+    found = [code for code in own if code in model.attention_codes][:1]
+    if "flash_attention_2" in model.attention_codes and gpu is not None and gpu.supports_flash_attention:
+        found.append("flash_attention_2")
+    if not found:
+        raise UnsupportedError(
+            f"the model only runs with {' or '.join(model.attention_codes)}, and {gpu.name if gpu else 'a CPU'} cannot",
+            hint="name a card of compute capability 8.0 or newer",
+        )
+    return tuple(found)
 
 
 def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -> tuple[str, ...]:

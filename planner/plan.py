@@ -108,12 +108,19 @@ def _notes(request: Request, config: RunConfig) -> Iterator[str]:
         yield f"{reference.size} is answered for {reference.hf_id}: {reference.why}"
     yield from _length_notes(request, config)
     yield from _precision_notes(request, config)
-    if config.attn_implementation == "eager" and "attn_implementation" not in request.knobs:
-        yield "attention is eager: Transformers' sdpa cannot bound the scores as this model does"
+    if "attn_implementation" not in request.knobs:
+        yield from _attention_notes(config)
     if note := wheel_note(request.gpu):
         yield note
     if request.gpu is not None and not request.gpu.memory_measured:
         yield f"the memory of {request.gpu.name} is bounded from its listed size, not read from torch"
+
+
+def _attention_notes(config: RunConfig) -> Iterator[str]:
+    if config.attn_implementation == "eager":
+        yield "attention is eager: the model's code cannot use torch's fused attention"
+    if config.attn_implementation == "flash_attention_2":
+        yield "attention needs the flash-attn package: pip install flash-attn --no-build-isolation"
 
 
 def _length_notes(request: Request, config: RunConfig) -> Iterator[str]:

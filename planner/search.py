@@ -1,7 +1,8 @@
 """The best configuration that fits, what else is worth a look, and why each other candidate lost.
 
-Order of preference: fits before tight; then the least lossy base, weights and optimizer; then speed; then, among those
-that are as fast, the fewest settings changed and the most headroom. The rows of an optimizer step never change.
+Order of preference: fits before tight; then the least lossy base, weights and optimizer; then no package beside torch;
+then speed; then, among those that are as fast, the fewest settings changed and the most headroom. The rows of an
+optimizer step never change.
 """
 
 from collections.abc import Callable, Iterable
@@ -119,12 +120,14 @@ def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], pruned
 def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those that fit, in the order of preference."""
 
-    def precision(candidate: Candidate) -> tuple[int, int, int, Lossiness]:
-        rank = candidate.config.lora.r if candidate.config.lora else 0
-        return PREFERENCE.index(candidate.verdict), -candidate.config.max_length, -rank, candidate.lossiness
+    feasible = sorted((c for c in candidates if c.verdict != "no"), key=_preference)
+    return [c for _, alike in groupby(feasible, key=_preference) for c in _by_speed(list(alike))]
 
-    feasible = sorted((c for c in candidates if c.verdict != "no"), key=precision)
-    return [c for _, alike in groupby(feasible, key=precision) for c in _by_speed(list(alike))]
+
+def _preference(candidate: Candidate) -> tuple[int, int, int, Lossiness, bool]:
+    config = candidate.config
+    rank = config.lora.r if config.lora else 0
+    return PREFERENCE.index(candidate.verdict), -config.max_length, -rank, candidate.lossiness, candidate.needs_package
 
 
 def _by_speed(candidates: list[Candidate]) -> list[Candidate]:
@@ -162,6 +165,8 @@ def _reason(candidate: Candidate, best: Candidate | None, usable: int) -> str:
         return f"cuts rows to {candidate.config.max_length} tokens"
     if candidate.lossiness > best.lossiness:
         return _lossier(candidate, best)
+    if candidate.needs_package > best.needs_package:
+        return "needs the flash-attn package"
     if candidate.pace < best.pace * (1 - SAME_SPEED):
         return _slower(candidate, best)
     if candidate.num_changes > best.num_changes:

@@ -3,6 +3,7 @@ import pytest
 from planner.hardware import Precision, attention_implementations, objections, precisions, quantizations, wheel_note
 from planner.run_config import LoraKnobs, RunConfig
 from profiles.build_architecture import architecture
+from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import all_gpus, find_gpu
 from profiles.model_catalog import find_model
 
@@ -59,6 +60,11 @@ def test_a_cpu_runs_both_quantizations():
 
 def test_sdpa_is_not_offered_to_models_that_bound_their_scores():
     assert attention_implementations(architecture(GEMMA2), find_gpu("t4")) == ("eager",)
+
+
+def test_a_model_that_needs_flash_attention_is_refused_on_an_older_card():
+    with pytest.raises(UnsupportedError, match="only runs with flash_attention_2, and T4 cannot"):
+        attention_implementations(architecture(find_model("microsoft/Phi-3-small-8k-instruct")), find_gpu("t4"))
 
 
 def test_flash_attention_needs_ampere():

@@ -94,6 +94,12 @@ def test_nothing_as_precise_is_clearly_faster_than_the_best():
     )
 
 
+def test_a_package_beside_torch_is_only_an_alternative():
+    result = search(Request(MODEL, A100, "lora", knobs={"per_device_train_batch_size": 8}))
+    assert result.best.config.attn_implementation == "sdpa"
+    assert "needs the flash-attn package" in {loser.reason for loser in result.losers}
+
+
 def test_each_alternative_is_clearly_better_in_something():
     best, *others = (result := search(Request(MODEL, T4))).best, *result.alternatives
     assert others
