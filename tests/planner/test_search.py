@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 
 from planner.memory.estimate import estimate
 from planner.request import DataLengths, Request
+from planner.resolve import resolve_step
+from planner.run_config import RunConfig
 from planner.search import CLEARLY, search
+from profiles.build_architecture import architecture
 from profiles.gpu_catalog import find_gpu
-from profiles.model_catalog import find_model
+from profiles.model_catalog import all_models, find_model
 
 MODEL, T4, A100 = find_model("7b"), find_gpu("t4"), find_gpu("a100-80gb")
 SMALL = find_model("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
@@ -130,6 +133,16 @@ def test_padding_makes_small_micro_batches_faster():
             Request(MODEL, A100, "lora", knobs={"max_length": 2048}, lengths=DataLengths(1000, (64,)))
         ).best.config.per_device_train_batch_size
     )
+
+
+@pytest.mark.parametrize("model", all_models(), ids=lambda model: model.hf_id)
+def test_what_is_found_is_estimated_with_the_same_figures(model):
+    gpu = T4 if "sdpa" in architecture(model).attention_codes else A100
+    knobs = {"per_device_train_batch_size": 1, "loss": "fused", "checkpoint_every_n_layers": 1, "max_length": 1024}
+    result = search(Request(model, gpu, knobs=knobs))
+    found = result.best or result.closest
+    again = RunConfig.model_validate(found.config.model_dump())
+    assert estimate(model, resolve_step(again, model, gpu), gpu) == found.estimate
 
 
 def test_the_estimator_is_an_argument():
