@@ -17,7 +17,7 @@ from profiles.fp16_overflow import fp16_overflow_source
 from profiles.model_catalog import reference_shape
 
 WARMUP_SHARE = 0.03
-"""Share of the steps in which the learning rate rises (arXiv:2305.14314, appendix B.2, and Alpaca's train.py)."""
+"""Share of the steps in which the learning rate rises (warmup_ratio of the published commands of Alpaca and QLoRA)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from profiles.model import ModelProfile
 RequestedMethod = Literal["auto", "full", "lora", "qlora"]
 
 EFFECTIVE_BATCH_SIZE = 16
-"""Rows of an optimizer step when nobody asks for another number, as in the papers of QLoRA and Alpaca to within 8x."""
+"""Rows of an optimizer step when nobody asks for another number: that of the QLoRA runs (arXiv:2305.14314)."""
 
 
 @dataclass(frozen=True)

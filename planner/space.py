@@ -34,7 +34,7 @@ BASES: tuple[Quantization | None, ...] = (None, "int8", "nf4", "fp4")
 """The least lossy first."""
 
 LEARNING_RATES: dict[Method, float] = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}
-"""Full: Alpaca and TRL's default. Adapters: the value of the QLoRA paper up to 13B (arXiv:2305.14314, table 9)."""
+"""Full: Alpaca and the default of TRL. Adapters: the QLoRA runs of 7B and 13B (arXiv:2305.14314)."""
 
 DEFAULT_RANK = 16
 RANKS = (DEFAULT_RANK, 8)
