@@ -14,6 +14,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from planner.units import GIB, format_bytes
+from profiles.detect import DetectedGpu, detect_gpus
+from profiles.errors import EnvironmentFault
 from profiles.gpu import GpuProfile
 
 Status = Literal["ok", "warning", "problem"]
@@ -61,13 +63,22 @@ class TorchBuild:
     archs: tuple[str, ...]
 
 
-def examine(cards: Sequence[GpuProfile], folder: Path) -> list[Finding]:
-    """Everything that a run needs, looked at on this machine; `cards` are what the driver reports."""
-    findings = [_python(), *packages(train_requirements())]
-    build = torch_build() if _installed_version("torch") else None
-    if build is not None:
-        findings.append(torch_and_cards(build, cards))
+def examine(folder: Path) -> list[Finding]:
+    """Everything that a run in `folder` needs, looked at on this machine."""
+    cards, about_cards = graphics_cards()
+    findings = [_python(), *about_cards, *packages(train_requirements())]
+    if _installed_version("torch"):
+        findings.append(torch_and_cards(torch_build(), [card.profile for card in cards]))
     return [*findings, disk(folder), memory()]
+
+
+def graphics_cards() -> tuple[tuple[DetectedGpu, ...], list[Finding]]:
+    """The GPUs of this machine, and a finding for each; without one a warning, since a CPU trains tiny models."""
+    try:
+        cards = detect_gpus()
+    except EnvironmentFault as error:
+        return (), [Finding("GPU", "warning", f"{error.message}; a CPU trains tiny models only")]
+    return cards, [_card(card) for card in cards]
 
 
 def train_requirements() -> list[Requirement] | None:
@@ -99,8 +110,10 @@ def torch_build() -> TorchBuild | None:
     return TorchBuild(said["version"], said["cuda"], said["available"], tuple(said["archs"]))
 
 
-def torch_and_cards(build: TorchBuild, cards: Sequence[GpuProfile]) -> Finding:
-    """Whether this build of torch can compute on each of `cards`."""
+def torch_and_cards(build: TorchBuild | None, cards: Sequence[GpuProfile]) -> Finding:
+    """Whether this build of torch can compute on each of `cards`; None is one that cannot be imported."""
+    if build is None:
+        return Finding("torch build", "problem", "torch is installed but cannot be imported", INSTALL_CUDA)
     runs_on = f"CUDA {build.cuda}" if build.cuda else "a CPU"
     if not cards:
         return Finding("torch build", "ok", f"torch {build.version} is built for {runs_on}")
@@ -150,6 +163,17 @@ def memory() -> Finding:
     if total < ROOMY_RAM_BYTES:
         return Finding("memory", "warning", f"{message}; loading a checkpoint may need more")
     return Finding("memory", "ok", message)
+
+
+def _card(card: DetectedGpu) -> Finding:
+    free = f"{format_bytes(card.free_bytes)} of {format_bytes(card.total_bytes)} free"
+    message = f"{card.name}, {free}, driver {card.driver_version}"
+    if card.processes:
+        pids = " ".join(str(process.pid) for process in card.processes)
+        return Finding(
+            "GPU", "warning", f"{message}; other processes compute on it", f"ps -o pid,user,args -p '{pids}'"
+        )
+    return Finding("GPU", "ok", message)
 
 
 def _python() -> Finding:

@@ -1,9 +1,11 @@
 """The arguments and options that several verbs share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from planner.request import RequestedMethod
 from profiles.errors import InputError
 
 
@@ -25,6 +27,12 @@ def _complete_model(incomplete: str) -> list[str]:
 
     names = {name for model in all_models() for name in (model.hf_id, *model.aliases)}
     return sorted(name for name in names if name.lower().startswith(incomplete.lower()))
+
+
+def _complete_trainer(incomplete: str) -> list[str]:
+    from profiles.trainer import all_trainers
+
+    return [name for name in all_trainers() if name.startswith(incomplete)]
 
 
 Model = Annotated[
@@ -54,4 +62,30 @@ MaxLength = Annotated[
 LoraR = Annotated[
     int | None, typer.Option("--lora-r", metavar="R", help="Rank of the adapter.", callback=_at_least_one)
 ]
+Trainer = Annotated[
+    str,
+    typer.Option(
+        "--trainer",
+        metavar="NAME",
+        help="Whose training step: fitune, trl, transformers, axolotl, ...",
+        autocompletion=_complete_trainer,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+MethodChoice = Annotated[
+    RequestedMethod,
+    typer.Option(
+        "--method", metavar="METHOD", help="full, lora, qlora, or auto: adapters on the least lossy base that fits."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="ROWS", help="Rows of one optimizer step.", callback=_at_least_one),
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="Training data, for the lengths of its rows.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KNOB=VALUE", help="Pin a knob of the run file, e.g. lora.r=8; repeatable."),
+]

@@ -29,10 +29,10 @@ class Segment:
 def segments(estimate: MemoryEstimate) -> list[Segment]:
     """The largest components, the others as one, and what torch and the driver hold on top; they sum to the process."""
     ranked = sorted(estimate.components, key=lambda component: -component.bytes)
-    largest, others = ranked[:MAX_COMPONENTS], ranked[MAX_COMPONENTS:]
-    if len(others) == 1:
-        largest, others = ranked, []
-    parts = [Segment(component.name, component.bytes) for component in largest]
+    visible = [part for part in ranked if part.bytes >= estimate.process_bytes / MAX_WIDTH / 2]
+    num_shown = min(len(visible), MAX_COMPONENTS)
+    shown, others = ranked[:num_shown], ranked[num_shown:]
+    parts = [Segment(component.name, component.bytes) for component in shown]
     parts.append(Segment("other tensors", sum(component.bytes for component in others)))
     parts.append(Segment("allocator reserve", estimate.reserved_bytes - estimate.allocated_bytes))
     parts.append(Segment("CUDA context", estimate.process_bytes - estimate.reserved_bytes))

@@ -4,6 +4,9 @@ import sys
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
+
+MIN_WRAP = 20
 
 
 def data_console() -> Console:
@@ -19,6 +22,14 @@ def notes_console() -> Console:
 def is_ascii(console: Console) -> bool:
     """Whether the console's encoding lacks block and box characters."""
     return console.options.ascii_only
+
+
+def print_hanging(console: Console, lead: Text, body: Text | str) -> None:
+    """Print `lead` and beside it `body`, wrapped under its own first line."""
+    text = Text(body) if isinstance(body, str) else body
+    for number, line in enumerate(text.wrap(console, max(console.width - lead.cell_len, MIN_WRAP))):
+        line.rstrip()
+        console.print(Text.assemble(" " * lead.cell_len if number else lead, line), soft_wrap=True)
 
 
 def _plain_console(stream: TextIO) -> Console:

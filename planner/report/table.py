@@ -28,7 +28,7 @@ def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequ
     kept = fitting_columns(columns, rows, console.width)
     heading = [Text(column.heading, style="dim") for column in columns]
     widths = {i: max(_width(row[i]) for row in (heading, *rows)) for i in kept}
-    for row in (heading, *rows):
+    for row in (heading, *rows) if any(column.heading for column in columns) else rows:
         cells = (_aligned(row[i], widths[i], columns[i].justify) for i in kept)
         line = Text(" " * INDENT).append_text(Text(" " * GAP).join(cells))
         line.rstrip()

@@ -1,6 +1,6 @@
 import pytest
 
-from planner.commands.knobs import knobs_in, with_knobs
+from planner.commands.knobs import check_knobs, knobs_in, with_knobs
 from planner.run_config import LoraKnobs, RunConfig
 from profiles.errors import ConfigError
 
@@ -51,3 +51,12 @@ def test_a_bad_setting_is_told_with_its_value_and_the_rule(setting, message, hin
     with pytest.raises(ConfigError, match=message) as caught:
         with_knobs(CONFIG, knobs_in([setting]))
     assert (hint in caught.value.hint) if hint else caught.value.hint is None
+
+
+def test_each_knob_is_checked_before_the_others_are_known():
+    with pytest.raises(ConfigError, match="--set: max_length is 0, but it must be greater than 0"):
+        check_knobs({"max_length": 0})
+
+
+def test_a_rule_between_knobs_waits_for_the_others():
+    check_knobs({"quantization": "nf4"})

@@ -1,0 +1,80 @@
+"""`fitune estimate`: the memory of one given configuration, phase by phase and part by part."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.commands.knobs import knobs_in, with_knobs
+from planner.commands.options import Gpu, Json, MethodChoice, Settings, Trainer
+from planner.commands.question import Wishes, card_or_cpu, find_card, request_for
+from planner.prediction import OWN_TRAINER, Prediction, Target, predict, usual_config
+from planner.report.document import print_json
+from planner.report.plan_document import prediction_document
+from planner.run_config import RunConfig
+from planner.what_if import knob_effects
+from profiles.model_catalog import resolve_model
+
+RUN_FILE_SUFFIXES = (".yaml", ".yml")
+
+
+def estimate(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN_FILE",
+            help="A model as in `fitune can`, or a run file (.yaml).",
+            show_default=False,
+        ),
+    ],
+    gpu: Gpu = None,
+    method: MethodChoice = "auto",
+    settings: Settings = None,
+    trainer: Trainer = OWN_TRAINER,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each component's arithmetic and what each knob would change.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Estimate the memory of one configuration: each phase of the step, each part, and what the driver will show.
+
+    A MODEL is estimated as usual: LoRA, one row of 2048 tokens at a time; --set changes any knob.
+    Returns 1 if it does not fit the card.
+
+    \b
+    Examples:
+      fitune estimate 7b --gpu a100-80gb --set method=full --explain
+      fitune estimate run.yaml --set max_length=4096 --trainer trl
+    """
+    config, target = _question(subject, gpu, Wishes(method, settings=settings or ()), trainer)
+    prediction = predict(config, target)
+    if json:
+        print_json(
+            prediction_document(prediction, target) | ({"knobs": _effects(prediction, target)} if explain else {})
+        )
+    else:
+        from planner.report.breakdown import print_breakdown, print_effects
+        from planner.report.console import data_console
+
+        console = data_console()
+        print_breakdown(console, prediction, target, explain=explain)
+        if explain:
+            print_effects(console, knob_effects(prediction, target))
+    return 1 if prediction.verdict == "no" else 0
+
+
+def _question(subject: str, gpu: str | None, wishes: Wishes, trainer: str) -> tuple[RunConfig, Target]:
+    """The configuration to estimate, and where: of a run file, or the usual one of a model."""
+    if not subject.lower().endswith(RUN_FILE_SUFFIXES):
+        request = request_for(subject, card_or_cpu(gpu), wishes)
+        return usual_config(request), Target(request.model, request.gpu, request.free_bytes, trainer)
+    from planner.run_file import read_run_file
+
+    config = with_knobs(read_run_file(Path(subject)), knobs_in(wishes.settings))
+    card = find_card(gpu or config.gpu or "cpu")
+    return config, Target(resolve_model(config.model).profile, card.gpu, card.free_bytes, trainer)
+
+
+def _effects(prediction: Prediction, target: Target) -> list[dict[str, object]]:
+    return [asdict(effect) for effect in knob_effects(prediction, target)]

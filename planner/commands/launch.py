@@ -1,0 +1,162 @@
+"""`fitune launch`: predict a run file, and start the trainer on it."""
+
+import json as jsonlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated
+
+import typer
+
+from planner.commands.options import Json
+from planner.commands.question import Card, find_card
+from planner.commands.runs import last_record
+from planner.plan import Plan, make_plan
+from planner.prediction import Prediction, Target, predict
+from planner.report.document import print_json
+from planner.report.plan_document import plan_document, prediction_document
+from planner.request import Request
+from planner.run_config import RunConfig
+from profiles.errors import EnvironmentFault
+from profiles.model_catalog import resolve_model
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def launch(
+    run_file: Annotated[
+        Path, typer.Argument(metavar="RUN_FILE", help="Written by `fitune plan`, or by hand.", show_default=False)
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the command; change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
+    json: Json = False,
+) -> int:
+    """Predict the memory of a run file, start the training, and return its exit code.
+
+    A run that is predicted not to fit is refused, with a configuration that would. The run folder keeps the
+    prediction and, at the end, a record of predicted and measured.
+
+    \b
+    Examples:
+      fitune launch run.yaml --dry-run
+      fitune launch run.yaml --resume
+    """
+    from planner.run_file import read_run_file
+
+    config = read_run_file(run_file)
+    card = _card(config)
+    target = Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
+    prediction = predict(config, target)
+    if prediction.verdict == "no" and not force:
+        return _refuse(prediction, target, json)
+    _announce(prediction, target)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
+        jsonlib.dump(trainer_prediction(prediction), file)
+        file.flush()
+        argv = trainer_argv(run_file, Path(file.name), resume=resume, dry_run=dry_run)
+        # With --json, stdout is for the one object; what the trainer prints there goes beside it.
+        exit_code = run_process(argv, sys.stderr if json else None)
+    if json:
+        record = None if dry_run or exit_code else last_record(Path(config.output_dir))
+        print_json(prediction_document(prediction, target) | {"exit_code": exit_code, "record": record})
+    return exit_code
+
+
+def trainer_argv(run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool) -> list[str]:
+    """The command that starts the trainer's launcher."""
+    argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--prediction", str(prediction_file)]
+    return argv + ["--resume"] * resume + ["--dry-run"] * dry_run
+
+
+def trainer_prediction(prediction: Prediction) -> dict[str, object]:
+    """What the trainer prints beside the measured figures, as `trainer.record.Prediction` reads it."""
+    memory, speed = prediction.estimate, prediction.speed
+    return {
+        "allocated_bytes": memory.allocated_bytes,
+        "reserved_bytes": memory.reserved_bytes,
+        "process_bytes": memory.process_bytes,
+        "interval_bytes": memory.interval_bytes,
+        "tokens_per_second": speed.tokens_per_second if speed else None,
+    }
+
+
+def run_process(argv: Sequence[str], stdout: IO[str] | None = None) -> int:
+    """Run a process to its end and return its exit code; signals are passed on to it, once."""
+    # In a group of its own: the terminal would send Ctrl-C to both, and the second one means "at once".
+    process = subprocess.Popen(argv, stdout=stdout, process_group=0)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def _card(config: RunConfig) -> Card:
+    """The card of this machine as it is now; where there is none, the one that was planned for."""
+    if config.gpu is None:
+        return find_card("cpu")
+    try:
+        return find_card("auto")
+    except EnvironmentFault:
+        return find_card(config.gpu)
+
+
+def _announce(prediction: Prediction, target: Target) -> None:
+    from planner.report.breakdown import print_prediction
+    from planner.report.console import notes_console
+
+    print_prediction(notes_console(), prediction, target)
+
+
+def _refuse(prediction: Prediction, target: Target, json: bool) -> int:
+    """Say that the run does not fit, and what would."""
+    config = prediction.config
+    plan = make_plan(_request(config, target))
+    if json:
+        document = prediction_document(prediction, target)
+        print_json(document | {"exit_code": 1, "record": None, "nearest": plan_document(plan)})
+    else:
+        _print_refusal(prediction, target, plan)
+    return 1
+
+
+def _print_refusal(prediction: Prediction, target: Target, plan: Plan) -> None:
+    from planner.report.answer import print_facts, print_nearest, setting_facts
+    from planner.report.breakdown import print_prediction
+    from planner.report.console import data_console
+
+    console = data_console()
+    print_prediction(console, prediction, target)
+    if plan.config is not None:
+        console.print("\nThe same model, method and length would fit so:")
+        print_facts(console, setting_facts(plan.config, plan.tokens_per_second, plan.cost))
+    else:
+        print_nearest(console, plan)
+    console.print("\n`fitune plan` writes a run file that fits; --force starts this one all the same.")
+
+
+def _request(config: RunConfig, target: Target) -> Request:
+    """The question whose answer would be the nearest to `config`."""
+    knobs: dict[str, object] = {"max_length": config.max_length}
+    if config.lora is not None:
+        knobs["lora"] = config.lora.model_dump()
+    return Request(
+        model=target.model,
+        gpu=target.gpu,
+        method=config.method,
+        effective_batch_size=config.effective_batch_size,
+        knobs=knobs,
+        free_bytes=target.free_bytes,
+        model_name=config.model,
+    )

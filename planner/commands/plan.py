@@ -1,0 +1,110 @@
+"""`fitune plan`: the best configuration for a model on a card, written as a run file."""
+
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.commands.options import (
+    BatchSize,
+    Data,
+    Gpu,
+    Json,
+    LoraR,
+    MaxLength,
+    MethodChoice,
+    Model,
+    NumGpus,
+    Settings,
+)
+from planner.commands.question import Wishes, card_or_cpu, plan_command, refuse_several, request_for
+from planner.plan import Plan, make_plan
+from planner.report.document import print_json
+from planner.report.plan_document import losers_document, plan_document
+from planner.run_config import RunConfig
+from planner.units import format_bytes
+from profiles.errors import ConfigError
+
+
+def plan(
+    model: Model,
+    gpu: Gpu = None,
+    num_gpus: NumGpus = 1,
+    method: MethodChoice = "auto",
+    max_length: MaxLength = None,
+    lora_r: LoraR = None,
+    batch_size: BatchSize = None,
+    data: Data = None,
+    settings: Settings = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="RUN_FILE", help="Write the configuration here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite RUN_FILE.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="List every configuration that lost, and why.")] = False,
+    json: Json = False,
+) -> int:
+    """Find the best configuration of MODEL that fits GPU, what else could be traded, and write the run file.
+
+    What you give is kept; the rest is searched: the least lossy base that fits, then the fastest.
+    Without --gpu the plan is for this machine's card, or its CPU. Returns 1 if nothing fits.
+
+    \b
+    Examples:
+      fitune plan mistralai/Mistral-7B-v0.1 --gpu t4 --data chats.jsonl -o run.yaml
+      fitune plan llama2-7b --gpu 24GB --batch-size 32 --set optim=adamw_8bit --explain
+    """
+    refuse_several(num_gpus)
+    if output is not None and output.exists() and not force:
+        raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
+    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data)
+    found = make_plan(request_for(model, card_or_cpu(gpu), wishes))
+    if output is not None and found.config is not None:
+        _write(found, found.config, output)
+    if json:
+        print_json(plan_document(found) | {"losers": losers_document(found)})
+    else:
+        _print(found, explain, plan_command(found, wishes) if output is None else None)
+    if output is not None:
+        _say_where(found, output)
+    return 1 if found.verdict == "no" else 0
+
+
+def _print(found: Plan, explain: bool, next_command: str | None) -> None:
+    from planner.report.answer import print_answer, print_next
+    from planner.report.choices import print_alternatives, print_losers, print_reasons
+    from planner.report.console import data_console
+
+    console = data_console()
+    print_answer(console, found)
+    print_alternatives(console, found)
+    if explain:
+        print_losers(console, found)
+    else:
+        print_reasons(console, found)
+    print_next(console, next_command)
+
+
+def _write(found: Plan, config: RunConfig, output: Path) -> None:
+    from planner.run_file import write_run_file
+
+    memory, card = found.estimate, config.gpu or "the CPU"
+    low, high = (format_bytes(edge) for edge in memory.interval_bytes)
+    pace = f" About {found.tokens_per_second:,.0f} tokens/s." if found.tokens_per_second else ""
+    size, usable = format_bytes(memory.process_bytes), format_bytes(found.usable_bytes)
+    header = [
+        f"fitune plan of {date.today().isoformat()}: {config.model} on {card}.",
+        f"Predicted: {size} ({low} to {high}) of {usable}, the peak in the {memory.binding_phase} phase.{pace}",
+        *found.notes,
+    ]
+    if config.data is None:
+        header.append("Before a launch, name the training data: data: {path: FILE}")
+    write_run_file(config, output, header)
+
+
+def _say_where(found: Plan, output: Path) -> None:
+    if found.config is None:
+        sys.stderr.write(f"{output} is not written: nothing fits\n")
+    else:
+        sys.stderr.write(f"\n{output} is written. Next: fitune launch {output}\n")

@@ -1,0 +1,139 @@
+"""From the options of a verb to a `Request`: which model, which card, which knobs are pinned."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner.commands.knobs import check_knobs, knobs_in
+from planner.plan import Plan
+from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod
+from profiles.errors import ConfigError, EnvironmentFault, InputError
+from profiles.gpu import GpuProfile
+
+ANSWERED_ELSEWHERE = {"model": "MODEL", "gpu": "--gpu", "version": "no option"}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is planned for: a card, or the CPU (`gpu` None), and the memory that is free on it now, if it is here."""
+
+    gpu: GpuProfile | None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the options of a verb say about the run."""
+
+    method: RequestedMethod = "auto"
+    max_length: int | None = None
+    lora_r: int | None = None
+    batch_size: int | None = None
+    settings: Sequence[str] = ()
+    data: Path | None = None
+
+
+def find_card(name: str) -> Card:
+    """The card of this name; `auto` is the one of this machine, `cpu` its processor.
+
+    Raises UnknownGpuError, and EnvironmentFault for `auto` without a driver or card.
+    """
+    if name.lower() == "cpu":
+        return Card(None, available_memory_bytes())
+    if name.lower() == "auto":
+        from profiles.detect import detect_gpu
+
+        found = detect_gpu()
+        return Card(found.profile, found.free_bytes)
+    from profiles.gpu_catalog import find_gpu
+
+    return Card(find_gpu(name))
+
+
+def card_or_cpu(name: str | None) -> Card:
+    """The card of this name; without a name this machine's, or its CPU if it has none, with a word on stderr."""
+    if name is not None:
+        return find_card(name)
+    try:
+        return find_card("auto")
+    except EnvironmentFault as fault:
+        sys.stderr.write(f"{fault.message}; the answer is for its CPU\n")
+        return find_card("cpu")
+
+
+def refuse_several(num_gpus: int) -> None:
+    """Raise InputError for more than one card, which the memory model does not cover."""
+    if num_gpus > 1:
+        raise InputError(
+            f"--num-gpus is {num_gpus}, but only runs on one card are modeled so far",
+            hint="leave it out: with plain data parallelism each card needs at least what one card needs alone",
+        )
+
+
+def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
+    """The question to the planner. Raises UnknownModelError, ConfigError or DataError."""
+    from profiles.model_catalog import resolve_model
+
+    knobs = _pinned(wishes)
+    method = knobs.pop("method", wishes.method)
+    if method == "full" and "lora" in knobs:
+        raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
+    return Request(
+        model=resolve_model(model_name).profile,
+        gpu=card.gpu,
+        method=method,
+        effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
+        knobs=knobs,
+        free_bytes=card.free_bytes,
+        model_name=model_name,
+    )
+
+
+def plan_command(plan: Plan, wishes: Wishes) -> str | None:
+    """What to type to get the run file of `plan`; None if there is none."""
+    if plan.config is None:
+        return None
+    gpu = plan.request.gpu.name if plan.request.gpu else "cpu"
+    argv = ["fitune", "plan", plan.request.model_name or plan.config.model, "--gpu", gpu]
+    options = {
+        "--method": None if wishes.method == "auto" else wishes.method,
+        "--max-length": wishes.max_length,
+        "--lora-r": wishes.lora_r,
+        "--batch-size": wishes.batch_size,
+    }
+    argv += [part for name, value in options.items() if value for part in (name, str(value))]
+    argv += [part for setting in wishes.settings for part in ("--set", setting)]
+    argv += ["--data", str(wishes.data or "DATA.jsonl"), "-o", "run.yaml"]
+    return shlex.join(argv)
+
+
+def available_memory_bytes() -> int:
+    """Bytes of main memory that a new process may take now."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _pinned(wishes: Wishes) -> dict[str, Any]:
+    knobs = knobs_in(wishes.settings)
+    for name in ANSWERED_ELSEWHERE.keys() & knobs.keys():
+        raise ConfigError(f"--set cannot change {name}", hint=f"it comes from {ANSWERED_ELSEWHERE[name]}")
+    if wishes.max_length is not None:
+        knobs["max_length"] = wishes.max_length
+    if wishes.lora_r is not None:
+        knobs["lora"] = {**_section(knobs, "lora"), "r": wishes.lora_r}
+    if wishes.data is not None:
+        knobs["data"] = {**_section(knobs, "data"), "path": str(wishes.data)}
+    check_knobs(knobs)
+    return knobs
+
+
+def _section(knobs: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = knobs.get(name, {})
+    return section if isinstance(section, Mapping) else {}

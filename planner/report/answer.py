@@ -1,0 +1,165 @@
+"""The answer to "can I?": a verdict in a sentence, the settings, and the memory drawn against the card."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.plan import Cost, Plan
+from planner.report.bar import print_memory_bar
+from planner.report.console import print_hanging
+from planner.report.table import Column, print_table
+from planner.run_config import Method, RunConfig
+from planner.units import format_bytes, format_count, format_seconds
+from planner.verdict import Verdict
+from profiles.build_architecture import architecture
+from profiles.gpu import GpuProfile
+from profiles.parameter_counts import parameter_counts
+
+WORDS: dict[Verdict, tuple[str, str]] = {
+    "fits": ("Yes", "bold green"),
+    "tight": ("Tight", "bold yellow"),
+    "no": ("No", "bold red"),
+}
+METHODS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+LABEL_WIDTH = 13
+
+NEAREST_COLUMNS = (
+    Column("change"),
+    Column("method", rank=2),
+    Column("tokens", rank=3, justify="right"),
+    Column("needs", justify="right"),
+    Column("tokens/s", rank=1, justify="right"),
+)
+
+
+def print_answer(console: Console, plan: Plan) -> None:
+    """Print the verdict, then what was chosen and where the memory goes, or what is missing and what would help."""
+    print_verdict(console, plan)
+    console.print()
+    if plan.config is not None:
+        print_facts(console, setting_facts(plan.config, plan.tokens_per_second, plan.cost))
+        console.print()
+    print_memory_bar(console, plan.estimate, plan.usable_bytes)
+    print_nearest(console, plan)
+    if plan.notes:
+        console.print()
+    for note in plan.notes:
+        print_hanging(console, Text("note: ", style="dim"), note)
+
+
+def print_verdict(console: Console, plan: Plan) -> None:
+    """Print the verdict as a sentence, and the memory behind it as another."""
+    word, style = WORDS[plan.verdict]
+    lead = Text(f"{word}: ", style=style)
+    print_hanging(console, lead, f"{_verdict_sentence(plan)} {_memory_sentence(plan)}")
+
+
+def print_next(console: Console, command: str | None) -> None:
+    """Print the command to type next, on one line of its own, if there is one."""
+    if command:
+        console.print(Text.assemble(("\nNext: ", "bold cyan"), command), soft_wrap=True)
+
+
+def print_nearest(console: Console, plan: Plan) -> None:
+    """Print the smallest changes that would make it fit, if there are any."""
+    if not plan.nearest:
+        return
+    console.print("\nThe nearest changes that fit:")
+    rows = [
+        [
+            change.what,
+            method_words(change.candidate.config),
+            str(change.candidate.config.max_length),
+            format_bytes(change.candidate.estimate.process_bytes),
+            f"{change.candidate.tokens_per_second:,.0f}" if change.candidate.tokens_per_second else "-",
+        ]
+        for change in plan.nearest
+    ]
+    print_table(console, NEAREST_COLUMNS, rows)
+
+
+def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    """Print labels and what they stand for, one a line."""
+    for label, text in facts:
+        print_hanging(console, Text(f"  {label:<{LABEL_WIDTH}}", style="dim"), text)
+
+
+def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost | None) -> list[tuple[str, str]]:
+    """The settings of a run that decide memory and speed, in words, and its speed."""
+    facts = [
+        ("method", _method(config)),
+        ("batch", _batch(config)),
+        ("activations", _activations(config)),
+        ("optimizer", config.optim),
+    ]
+    if tokens_per_second is not None:
+        facts.append(("speed", f"about {tokens_per_second:,.0f} tokens/s"))
+    if cost is not None:
+        price = f", {cost.usd:,.2f} USD" if cost.usd is not None else ""
+        facts.append(("your data", f"{cost.num_steps:,} steps in about {format_seconds(cost.seconds)}{price}"))
+    return facts
+
+
+def method_words(config: RunConfig) -> str:
+    """The method with its base and rank in one word or two, such as `qlora nf4 r16`."""
+    words = [config.method, config.quantization, f"r{config.lora.r}" if config.lora else None]
+    return " ".join(word for word in words if word)
+
+
+def checkpoint_words(config: RunConfig) -> str:
+    """What is kept of the layers until the backward pass."""
+    if not config.gradient_checkpointing:
+        return "no checkpoints"
+    every = f" of every {config.checkpoint_every_n_layers}" if config.checkpoint_every_n_layers > 1 else ""
+    return f"checkpoints{every}{' in host memory' if config.checkpoint_offload else ''}"
+
+
+def gpu_words(gpu: GpuProfile | None) -> str:
+    """The card, or the CPU."""
+    return f"one {gpu.name}" if gpu else "this CPU"
+
+
+def model_words(plan: Plan) -> str:
+    """The model as the user called it, with its id if that differs, and its size."""
+    model, called = plan.request.model, plan.request.model_name
+    size = f"{format_count(parameter_counts(architecture(model)).total)} parameters"
+    return f"{model.hf_id} ({size})" if called in (None, model.hf_id) else f"{called} ({model.hf_id}, {size})"
+
+
+def _verdict_sentence(plan: Plan) -> str:
+    model, card = model_words(plan), gpu_words(plan.request.gpu)
+    if plan.config is not None:
+        end = "." if plan.verdict == "fits" else ", but only just."
+        return f"{model} fits {card} with {METHODS[plan.config.method]}{end}"
+    asked = plan.request.method
+    return f"{model} does not fit {card}, {'even with QLoRA' if asked == 'auto' else f'with {METHODS[asked]}'}."
+
+
+def _memory_sentence(plan: Plan) -> str:
+    if plan.shortfall is not None:
+        return f"{plan.shortfall[0].upper()}{plan.shortfall[1:]}."
+    low, high = plan.estimate.interval_bytes
+    return (
+        f"It takes about {format_bytes(plan.estimate.process_bytes)} ({format_bytes(low)} to {format_bytes(high)}) "
+        f"of {format_bytes(plan.usable_bytes)}."
+    )
+
+
+def _method(config: RunConfig) -> str:
+    base = f"{config.quantization} base, rest {config.dtype}" if config.quantization else f"{config.dtype} weights"
+    autocast = f", {config.mixed_precision} autocast" if config.mixed_precision != "no" else ""
+    if config.lora is None:
+        return f"full: {base}{autocast}"
+    targets = config.lora.target_modules
+    where = targets if isinstance(targets, str) else ", ".join(targets)
+    return f"{config.method}: {base}{autocast}, rank {config.lora.r} on {where}"
+
+
+def _batch(config: RunConfig) -> str:
+    rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    return f"{rows} x {steps} accumulated = {rows * steps} rows of up to {config.max_length} tokens"
+
+
+def _activations(config: RunConfig) -> str:
+    return f"{checkpoint_words(config)}, {config.attn_implementation} attention, {config.loss} loss"

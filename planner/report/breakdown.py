@@ -1,0 +1,87 @@
+"""An estimate taken apart: the phases of the step, what is alive at the peak, what each knob would change."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from rich.console import Console
+from rich.text import Text
+
+from planner.memory.estimate import Phase
+from planner.prediction import Prediction, Target
+from planner.report.answer import WORDS, gpu_words, method_words, print_facts, setting_facts
+from planner.report.bar import print_memory_bar
+from planner.report.console import print_hanging
+from planner.report.table import Column, print_table
+from planner.search import SAME_SPEED
+from planner.units import format_bytes
+from planner.what_if import Effect
+
+HOLDERS = (
+    ("allocated", "live tensors at the peak"),
+    ("reserved", "what torch's allocator takes for them"),
+    ("process", "what nvidia-smi shows: with the CUDA context"),
+)
+
+
+def print_breakdown(console: Console, prediction: Prediction, target: Target, *, explain: bool) -> None:
+    """Print the verdict, the settings, the bar, and the phases; with `explain` the arithmetic of each component."""
+    memory = prediction.estimate
+    print_prediction(console, prediction, target)
+    console.print()
+    print_facts(console, setting_facts(prediction.config, _pace(prediction), None))
+    console.print()
+    print_memory_bar(console, memory, prediction.usable_bytes)
+    console.print("\nPeak of each phase, live tensors:")
+    _print_phases(console, prediction)
+    if explain:
+        console.print(f"\nAlive at the peak, in the {memory.binding_phase} phase:")
+        for part in sorted(memory.components, key=lambda part: -part.bytes):
+            print_hanging(console, Text(f"  {format_bytes(part.bytes):>9}  "), f"{part.name}: {part.why}")
+
+
+def print_prediction(console: Console, prediction: Prediction, target: Target) -> None:
+    """Print the verdict on a given configuration as a sentence."""
+    memory = prediction.estimate
+    word, style = WORDS[prediction.verdict]
+    low, high = (format_bytes(edge) for edge in memory.interval_bytes)
+    print_hanging(
+        console,
+        Text(f"{word}: ", style=style),
+        f"{target.model.hf_id} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
+        f"{format_bytes(memory.process_bytes)} ({low} to {high}) of {format_bytes(prediction.usable_bytes)}.",
+    )
+
+
+def print_effects(console: Console, effects: Sequence[Effect]) -> None:
+    """Print what each knob would save or cost."""
+    console.print("\nIf one knob alone were turned:")
+    columns = (Column("change"), Column("memory", justify="right"), Column("speed", rank=1, justify="right"))
+    rows = [[effect.change, _signed(effect.bytes), _percent(effect.speedup)] for effect in effects]
+    print_table(console, columns, rows)
+
+
+def _print_phases(console: Console, prediction: Prediction) -> None:
+    memory = prediction.estimate
+    rows = [
+        [phase, format_bytes(peak), "the largest" if phase == memory.binding_phase else ""]
+        for phase, peak in sorted(memory.phases.items(), key=lambda item: get_args(Phase).index(item[0]))
+    ]
+    print_table(console, (Column("phase"), Column("peak", justify="right"), Column("", rank=1)), rows)
+    console.print()
+    sizes = (memory.allocated_bytes, memory.reserved_bytes, memory.process_bytes)
+    rows = [[name, format_bytes(size), what] for (name, what), size in zip(HOLDERS, sizes, strict=True)]
+    print_table(console, (Column("memory"), Column("bytes", justify="right"), Column("", rank=1)), rows)
+
+
+def _pace(prediction: Prediction) -> float | None:
+    return prediction.speed.tokens_per_second if prediction.speed else None
+
+
+def _signed(num_bytes: int) -> str:
+    return f"{'-' if num_bytes < 0 else '+'}{format_bytes(abs(num_bytes))}"
+
+
+def _percent(speedup: float | None) -> str:
+    if speedup is None:
+        return "-"
+    return "same" if abs(speedup - 1) < SAME_SPEED else f"{speedup - 1:+.0%}"

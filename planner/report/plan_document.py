@@ -1,0 +1,96 @@
+"""Plans and estimates as JSON objects. `planner/README.md` lists their keys."""
+
+from typing import Any
+
+from planner.candidate import Candidate
+from planner.common_cards import CardAnswer
+from planner.memory.estimate import MemoryEstimate
+from planner.nearest import Change
+from planner.plan import Plan
+from planner.prediction import Prediction, Target
+from planner.verdict import Verdict
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+
+Document = dict[str, Any]
+
+
+def estimate_document(
+    estimate: MemoryEstimate, model: ModelProfile, gpu: GpuProfile | None, usable_bytes: int, verdict: Verdict
+) -> Document:
+    """An estimate and how it lies to the `usable_bytes` of the card, or of the CPU's memory where `gpu` is null."""
+    return {
+        "model": model.hf_id,
+        "gpu": gpu.name if gpu else None,
+        "fits": verdict == "fits",
+        "verdict": verdict,
+        "allocated_bytes": estimate.allocated_bytes,
+        "reserved_bytes": estimate.reserved_bytes,
+        "process_bytes": estimate.process_bytes,
+        "interval_bytes": list(estimate.interval_bytes),
+        "usable_bytes": usable_bytes,
+        "binding_phase": estimate.binding_phase,
+        "phases": dict(estimate.phases),
+        "components": [{"name": one.name, "bytes": one.bytes, "why": one.why} for one in estimate.components],
+    }
+
+
+def prediction_document(prediction: Prediction, target: Target) -> Document:
+    """What is predicted of one given configuration, which is in it."""
+    memory = estimate_document(
+        prediction.estimate, target.model, target.gpu, prediction.usable_bytes, prediction.verdict
+    )
+    return memory | {
+        "trainer": target.trainer,
+        "config": prediction.config.model_dump(mode="json"),
+        "tokens_per_second": prediction.speed.tokens_per_second if prediction.speed else None,
+    }
+
+
+def plan_document(plan: Plan) -> Document:
+    """The answer to a request, without the configurations that lost."""
+    model, gpu, cost = plan.request.model, plan.request.gpu, plan.cost
+    return {
+        "model": model.hf_id,
+        "gpu": gpu.name if gpu else None,
+        "verdict": plan.verdict,
+        "config": plan.config.model_dump(mode="json") if plan.config else None,
+        "estimate": estimate_document(plan.estimate, model, gpu, plan.usable_bytes, plan.verdict),
+        "tokens_per_second": plan.tokens_per_second,
+        "cost": {"num_steps": cost.num_steps, "seconds": cost.seconds, "usd": cost.usd} if cost else None,
+        "alternatives": [_candidate(candidate) for candidate in plan.alternatives],
+        "shortfall": plan.shortfall,
+        "nearest": [_change(change) for change in plan.nearest],
+        "notes": list(plan.notes),
+    }
+
+
+def card_document(answer: CardAnswer) -> Document:
+    """The answer for one of several cards, with its price."""
+    price = answer.gpu.price
+    return {
+        "gpu": answer.gpu.name,
+        "usable_bytes": answer.gpu.memory_bytes,
+        "usd_per_hour": price.median_usd_per_hour if price else None,
+        **_candidate(answer.candidate),
+    }
+
+
+def losers_document(plan: Plan) -> list[Document]:
+    """Every other configuration that was considered, and why it was not chosen."""
+    return [{"config": loser.config.model_dump(mode="json"), "reason": loser.reason} for loser in plan.losers]
+
+
+def _change(change: Change) -> Document:
+    return {"change": change.what, **_candidate(change.candidate)}
+
+
+def _candidate(candidate: Candidate) -> Document:
+    estimate = candidate.estimate
+    return {
+        "verdict": candidate.verdict,
+        "config": candidate.config.model_dump(mode="json"),
+        "process_bytes": estimate.process_bytes,
+        "interval_bytes": list(estimate.interval_bytes),
+        "tokens_per_second": candidate.tokens_per_second,
+    }
