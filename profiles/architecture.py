@@ -6,7 +6,7 @@ training step are all read off this one description. `build_architecture.archite
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 NormKind = Literal["rms_norm", "layer_norm"]
@@ -18,6 +18,11 @@ EagerScores = Literal["input", "float32_softmax", "float32"]
 
 AttentionCode = Literal["eager", "sdpa", "flash_attention_2"]
 """Values of `attn_implementation` that a model class accepts."""
+
+
+def _digest(part: "Block | Architecture") -> int:
+    """The hash of a deep part, made once: every cached estimate starts with it."""
+    return hash(tuple(getattr(part, item.name) for item in fields(part) if item.init))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,13 @@ class Block:
     norms_after_residual: bool = False
     cross_attention: Attention | None = None
     norm_before_cross_attention: Norm | None = None
+    digest: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", _digest(self))
+
+    def __hash__(self) -> int:
+        return self.digest
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -240,6 +252,13 @@ class Architecture:
     linear_class: str = "Linear"
     float32_modules: tuple[str, ...] = ()
     other_parameters: int = 0
+    digest: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", _digest(self))
+
+    def __hash__(self) -> int:
+        return self.digest
 
     @property
     def quantizable(self) -> bool:

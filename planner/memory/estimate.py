@@ -1,6 +1,8 @@
 """The memory of one training step: named components, the peak of each phase, and what the process holds."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from planner.memory.parameters import (
@@ -28,11 +30,16 @@ Phase = Literal["load", "forward", "loss", "backward", "step", "evaluation"]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Something that is alive at the peak: its bytes and the arithmetic behind them."""
+    """Something that is alive at the peak, in bytes. `explain` writes the arithmetic behind them when it is wanted."""
 
     name: str
     bytes: int
-    why: str
+    explain: Callable[[], str] = field(repr=False, compare=False)
+
+    @property
+    def why(self) -> str:
+        """The arithmetic behind the bytes, in numbers."""
+        return self.explain()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     activations = max(peak.bytes - peak.gradients for _, peak in moments.values() if peak)
     process = process_memory(phases[binding], activations, binding == "step", step, gpu)
     return MemoryEstimate(
-        components=tuple(Component(name, size, _why(name, arch, step, peak)) for name, size in alive.items()),
+        components=tuple(Component(name, size, partial(_why, name, arch, step, peak)) for name, size in alive.items()),
         phases=phases,
         binding_phase=binding,
         allocated_bytes=phases[binding],

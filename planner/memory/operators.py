@@ -185,7 +185,8 @@ class Operators:
         return self.tape.add(Op("softcap scale", (tanh,), (Tensor(f"{x.name} capped", x.elements, x.itemsize),)))
 
     def _dropout(self, x: Tensor) -> Tensor:
-        mask = Tensor(f"{x.name} dropout mask", x.elements, 1, False)
+        """Dropout keeps which elements it dropped: a byte each on a GPU, a factor of the input's dtype on a CPU."""
+        mask = Tensor(f"{x.name} dropout mask", x.elements, 1 if self.step.device == "cuda" else x.itemsize, False)
         out = Tensor(f"{x.name} dropped", x.elements, x.itemsize)
         return self.tape.add(Op("dropout", (x,), (out,), saved=(mask,)))
 

@@ -204,11 +204,13 @@ def _loss_memory(architecture: Architecture, step: StepSpec) -> LossMemory:
     )
 
 
+@lru_cache(maxsize=4096)
 def _layer_key(step: StepSpec) -> StepSpec:
     """`step` without what a layer does not depend on, so that equal layers are replayed once."""
     return replace(_loss_key(step), loss="full", output_alive=False)
 
 
+@lru_cache(maxsize=4096)
 def _loss_key(step: StepSpec) -> StepSpec:
     return replace(
         step,

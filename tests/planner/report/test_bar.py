@@ -11,7 +11,7 @@ from planner.units import GIB
 
 
 def estimate_of(*sizes: int) -> MemoryEstimate:
-    components = tuple(Component(f"part {i}", size, f"{size} x 1 B") for i, size in enumerate(sizes))
+    components = tuple(Component(f"part {i}", size, f"{size} x 1 B".format) for i, size in enumerate(sizes))
     allocated = sum(sizes)
     return MemoryEstimate(
         components=components,
