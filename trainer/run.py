@@ -124,6 +124,8 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
     """A trainer with data and model loaded. Raises InputError."""
     if config.data is None:
         raise ConfigError("the run file has no data section", hint="add `data: {path: FILE}`")
+    # The adapter's weights are random; TRL seeds only what comes after them.
+    transformers.set_seed(config.seed)
     architecture = load_architecture(config)
     tokenizer = load_tokenizer(config, architecture)
     examples = load_examples(config.data, tokenizer, config.seed)

@@ -51,3 +51,24 @@ def data_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Trains a configuration in this process and returns its record."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run_it(config: RunConfig, **job: object) -> object:
+        import torch
+        from rich.console import Console
+
+        from trainer.interruption import Interruption
+        from trainer.progress import Lines
+        from trainer.run import Job, run
+
+        # Threads that wait for each other are slow where other processes want the cores too.
+        torch.set_num_threads(1)
+        console = Console(stderr=True)
+        return run(Job(config, Path("run.yaml"), **job), Lines(console), Interruption(), console)
+
+    return run_it
