@@ -28,7 +28,7 @@ class StepSpec:
     """One training step.
 
     `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in the
-    step. `autocast` is the dtype of the autocast region, None outside one. `padded` batches need an attention mask of
+    step. `autocast` is the dtype of the autocast region, None outside one. `masked` batches need an attention mask of
     (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the kernel runs.
     `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy and a shifted copy of the logits, which
     depends on the version of Transformers; `output_alive` is true where the caller keeps the logits through the
@@ -46,7 +46,7 @@ class StepSpec:
     autocast: Dtype | None = None
     attention: AttentionKernel = "flash"
     expand_kv: bool = False
-    padded: bool = False
+    masked: bool = False
     loss: StepLoss = "full"
     upcast_logits: bool = True
     shift_logits: bool = False
