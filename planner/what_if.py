@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from planner.hardware import quantizations
+from planner.hardware import objections, quantizations
 from planner.prediction import Prediction, Target, predict
 from planner.run_config import RunConfig
 from planner.space import LOSSES, OPTIMIZERS
-from profiles.errors import UnsupportedError
+from profiles.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,10 @@ def knob_effects(base: Prediction, target: Target) -> tuple[Effect, ...]:
         try:
             config = RunConfig.model_validate(base.config.model_dump() | knobs)
             changed = predict(config, target)
-        except (ValidationError, UnsupportedError):
+        except (ValidationError, InputError):
             # A value that contradicts another knob, or that the trainer does not have, is no choice.
+            continue
+        if objections(config, target.model, target.gpu) or (target.gpu is None and _needs_a_card(config)):
             continue
         speedup = (
             changed.speed.tokens_per_second / base.speed.tokens_per_second if changed.speed and base.speed else None
@@ -52,6 +54,11 @@ def _changes(config: RunConfig, target: Target) -> Iterator[tuple[str, dict[str,
             yield f"loss {loss}", {"loss": loss}
     if config.lora is not None:
         yield from _adapter_changes(config, target)
+
+
+def _needs_a_card(config: RunConfig) -> bool:
+    """Whether a setting moves memory between a card and its host."""
+    return config.checkpoint_offload or config.optim.startswith("paged")
 
 
 def _batch_changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:

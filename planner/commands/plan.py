@@ -87,15 +87,14 @@ def _print(found: Plan, explain: bool, next_command: str | None) -> None:
 
 
 def _write(found: Plan, config: RunConfig, output: Path) -> None:
+    from planner.report.answer import size_words
     from planner.run_file import write_run_file
 
-    memory, card = found.estimate, config.gpu or "the CPU"
-    low, high = (format_bytes(edge) for edge in memory.interval_bytes)
+    memory, usable, card = found.estimate, format_bytes(found.usable_bytes), config.gpu or "the CPU"
     pace = f" About {found.tokens_per_second:,.0f} tokens/s." if found.tokens_per_second else ""
-    size, usable = format_bytes(memory.process_bytes), format_bytes(found.usable_bytes)
     header = [
         f"fitune plan of {date.today().isoformat()}: {config.model} on {card}.",
-        f"Predicted: {size} ({low} to {high}) of {usable}, the peak in the {memory.binding_phase} phase.{pace}",
+        f"Predicted: {size_words(memory)} of {usable}, the peak in the {memory.binding_phase} phase.{pace}",
         *found.notes,
     ]
     if config.data is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.commands.knobs import check_knobs, knobs_in
 from planner.plan import Plan
-from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod
+from planner.request import EFFECTIVE_BATCH_SIZE, DataLengths, Request, RequestedMethod
 from profiles.errors import ConfigError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 
@@ -82,12 +82,14 @@ def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
     method = knobs.pop("method", wishes.method)
     if method == "full" and "lora" in knobs:
         raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
+    model = resolve_model(model_name).profile
     return Request(
-        model=resolve_model(model_name).profile,
+        model=model,
         gpu=card.gpu,
         method=method,
         effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
         knobs=knobs,
+        lengths=_lengths(wishes.data, model.hf_id) if wishes.data else None,
         free_bytes=card.free_bytes,
         model_name=model_name,
     )
@@ -118,6 +120,15 @@ def available_memory_bytes() -> int:
         fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _lengths(data: Path, model: str) -> DataLengths:
+    from planner.data_lengths import data_lengths
+
+    lengths, note = data_lengths(data, model)
+    if note:
+        sys.stderr.write(f"note: {note}\n")
+    return lengths
 
 
 def _pinned(wishes: Wishes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from planner.memory.estimate import MemoryEstimate
 from planner.plan import Cost, Plan
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
@@ -115,6 +116,12 @@ def checkpoint_words(config: RunConfig) -> str:
     return f"checkpoints{every}{' in host memory' if config.checkpoint_offload else ''}"
 
 
+def size_words(estimate: MemoryEstimate) -> str:
+    """The memory of the process, and the range in which it is expected."""
+    low, high = (format_bytes(edge) for edge in estimate.interval_bytes)
+    return format_bytes(estimate.process_bytes) + (f" ({low} to {high})" if low != high else "")
+
+
 def gpu_words(gpu: GpuProfile | None) -> str:
     """The card, or the CPU."""
     return f"one {gpu.name}" if gpu else "this CPU"
@@ -139,11 +146,7 @@ def _verdict_sentence(plan: Plan) -> str:
 def _memory_sentence(plan: Plan) -> str:
     if plan.shortfall is not None:
         return f"{plan.shortfall[0].upper()}{plan.shortfall[1:]}."
-    low, high = plan.estimate.interval_bytes
-    return (
-        f"It takes about {format_bytes(plan.estimate.process_bytes)} ({format_bytes(low)} to {format_bytes(high)}) "
-        f"of {format_bytes(plan.usable_bytes)}."
-    )
+    return f"It takes about {size_words(plan.estimate)} of {format_bytes(plan.usable_bytes)}."
 
 
 def _method(config: RunConfig) -> str:

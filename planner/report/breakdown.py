@@ -6,9 +6,9 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
-from planner.memory.estimate import Phase
+from planner.memory.estimate import MemoryEstimate, Phase
 from planner.prediction import Prediction, Target
-from planner.report.answer import WORDS, gpu_words, method_words, print_facts, setting_facts
+from planner.report.answer import WORDS, gpu_words, method_words, print_facts, setting_facts, size_words
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
@@ -32,7 +32,9 @@ def print_breakdown(console: Console, prediction: Prediction, target: Target, *,
     console.print()
     print_memory_bar(console, memory, prediction.usable_bytes)
     console.print("\nPeak of each phase, live tensors:")
-    _print_phases(console, prediction)
+    _print_phases(console, memory)
+    if target.gpu is not None:
+        _print_holders(console, memory)
     if explain:
         console.print(f"\nAlive at the peak, in the {memory.binding_phase} phase:")
         for part in sorted(memory.components, key=lambda part: -part.bytes):
@@ -41,14 +43,12 @@ def print_breakdown(console: Console, prediction: Prediction, target: Target, *,
 
 def print_prediction(console: Console, prediction: Prediction, target: Target) -> None:
     """Print the verdict on a given configuration as a sentence."""
-    memory = prediction.estimate
     word, style = WORDS[prediction.verdict]
-    low, high = (format_bytes(edge) for edge in memory.interval_bytes)
     print_hanging(
         console,
         Text(f"{word}: ", style=style),
         f"{target.model.hf_id} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
-        f"{format_bytes(memory.process_bytes)} ({low} to {high}) of {format_bytes(prediction.usable_bytes)}.",
+        f"{size_words(prediction.estimate)} of {format_bytes(prediction.usable_bytes)}.",
     )
 
 
@@ -60,16 +60,20 @@ def print_effects(console: Console, effects: Sequence[Effect]) -> None:
     print_table(console, columns, rows)
 
 
-def _print_phases(console: Console, prediction: Prediction) -> None:
-    memory = prediction.estimate
+def _print_phases(console: Console, memory: MemoryEstimate) -> None:
+    order = get_args(Phase)
     rows = [
         [phase, format_bytes(peak), "the largest" if phase == memory.binding_phase else ""]
-        for phase, peak in sorted(memory.phases.items(), key=lambda item: get_args(Phase).index(item[0]))
+        for phase, peak in sorted(memory.phases.items(), key=lambda item: order.index(item[0]))
     ]
     print_table(console, (Column("phase"), Column("peak", justify="right"), Column("", rank=1)), rows)
-    console.print()
+
+
+def _print_holders(console: Console, memory: MemoryEstimate) -> None:
+    """Print what the tensors grow to in the allocator and in the process."""
     sizes = (memory.allocated_bytes, memory.reserved_bytes, memory.process_bytes)
     rows = [[name, format_bytes(size), what] for (name, what), size in zip(HOLDERS, sizes, strict=True)]
+    console.print()
     print_table(console, (Column("memory"), Column("bytes", justify="right"), Column("", rank=1)), rows)
 
 

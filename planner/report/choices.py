@@ -1,6 +1,7 @@
 """What else could be run: the alternatives worth a look, and why the other configurations lost."""
 
 import re
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -13,16 +14,17 @@ from planner.units import format_bytes
 
 SHOWN_ALTERNATIVES = 6
 SHOWN_REASONS = 6
+NUM_SETTINGS = 5
 
 COLUMNS = (
     Column("method"),
-    Column("batch", rank=3, justify="right"),
+    Column("batch", rank=4, justify="right"),
     Column("activations", rank=2),
-    Column("optimizer", rank=6),
-    Column("loss", rank=7),
+    Column("optimizer", rank=5),
+    Column("loss", rank=3),
     Column("needs", rank=1, justify="right"),
-    Column("tokens/s", rank=4, justify="right"),
-    Column("against the first", rank=5),
+    Column("tokens/s", rank=6, justify="right"),
+    Column("against the first", rank=7),
 )
 
 
@@ -38,7 +40,7 @@ def print_alternatives(console: Console, plan: Plan) -> None:
         size = format_bytes(other.estimate.process_bytes)
         rows.append([*_settings(other.config), size, _pace(other.tokens_per_second), against])
     console.print("\nWhat could be traded:")
-    print_table(console, COLUMNS, rows)
+    print_table(console, COLUMNS, _without_common_settings(rows))
     if len(shown) < len(plan.alternatives):
         console.print(f"  and {len(plan.alternatives) - len(shown)} more with --json")
 
@@ -66,6 +68,12 @@ def print_losers(console: Console, plan: Plan) -> None:
         console.print(f"  {', '.join(_settings(loser.config))}: {loser.reason}", soft_wrap=True)
 
 
+def _without_common_settings(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """`rows` with settings that are the same in all of them left empty, which a table does not show."""
+    common = {i for i in range(1, NUM_SETTINGS) if len({row[i] for row in rows}) == 1}
+    return [["" if i in common else cell for i, cell in enumerate(row)] for row in rows]
+
+
 def _settings(config: RunConfig) -> list[str]:
     batch = f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps}"
     return [method_words(config), batch, checkpoint_words(config), config.optim, config.loss]
@@ -85,7 +93,7 @@ def _difference(num_bytes: int, pace: float | None, chosen_pace: float | None) -
 
 def _kind(reason: str) -> str:
     """A reason without its figures."""
-    return re.sub(r"[\d.,]+ [KMGT]iB|[\d,]+(?: vs [\d,]+)? tokens", "#", reason)
+    return re.sub(r"[\d.,]+ [KMGT]iB|[\d,]+(?: vs [\d,]+)? tokens|\d+%", "#", reason)
 
 
 def _example(reasons: list[str]) -> str:
