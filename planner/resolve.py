@@ -65,13 +65,14 @@ def attention_kernel(
         return "flash", False
     if gpu is None:
         return "flash", True
-    masked = masked or any(block.attention.score_bias for block in arch.blocks)
     dtype = AUTOCAST[config.mixed_precision] or config.dtype
-    if max(block.attention.head_dim for block in arch.blocks) > LARGEST_FUSED_HEAD:
+    attentions = [block.attention for block in arch.blocks]
+    if any(attention.head_dim > LARGEST_FUSED_HEAD or attention.broadcasts_kv for attention in attentions):
         return "math", False
-    if gpu.supports_flash_attention and dtype != "float32" and not masked:
+    flash_refuses = masked or any(a.score_bias or a.value_head_dim != a.head_dim for a in attentions)
+    if gpu.supports_flash_attention and dtype != "float32" and not flash_refuses:
         return "flash", False
-    grouped = any(block.attention.num_kv_heads < block.attention.num_heads for block in arch.blocks)
+    grouped = any(attention.num_kv_heads < attention.num_heads for attention in attentions)
     if not gpu.supports_bf16 and (dtype == "bfloat16" or (grouped and not masked and not traits.repeats_kv)):
         return "math", False
     return "efficient", True

@@ -79,7 +79,8 @@ class Attention:
     width of the compressed keys and values) they are the query's one or two projections, the down-projection to latent
     plus rotary key, and the up-projection to keys and values. `head_dim` is that of queries and keys, `value_head_dim`
     that of values. `rotary_dim` is 0 without rotary positions. `window` is the number of keys a query sees, None for
-    all. `score_bias` is a tensor of (heads, seq_len, seq_len) that is added to the scores.
+    all. `score_bias` is a tensor of (heads, seq_len, seq_len) that is added to the scores. With `broadcasts_kv` the one
+    head of keys and values is left to broadcasting, which torch's fused kernels refuse.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Attention:
     score_bias: ScoreBias | None = None
     eager_scores: EagerScores = "float32_softmax"
     kv_lora_rank: int | None = None
+    broadcasts_kv: bool = False
     extra_parameters: int = 0
     cross: bool = False
 

@@ -72,6 +72,7 @@ class AttentionTraits(_Traits):
     qk_norm: Literal["head", "projection"] | None = None
     sinks: bool = False
     eager_scores: EagerScores = "float32_softmax"
+    broadcasts_kv: bool = False
 
 
 class MlpTraits(_Traits):

@@ -137,6 +137,7 @@ def _attention(model: ModelProfile, traits: ArchitectureTraits, kind: _LayerKind
         norms=_qk_norms(traits, head_dim, query_width, kv_width),
         score_bias=_SCORE_BIAS.get(names.positions),
         eager_scores=names.eager_scores,
+        broadcasts_kv=names.broadcasts_kv,
         extra_parameters=model.num_attention_heads if names.sinks else 0,
     )
 

@@ -55,12 +55,14 @@ def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tens
     throughout and keeps float32 copies of the inputs.
     """
     math = ops.step.attention == "math"
+    size = query.itemsize
     query, key, value = (
         _contiguous(ops, tensor, FLOAT32 if math else tensor.itemsize) for tensor in (query, key, value)
     )
     num_scores = ops.tokens * ops.step.seq_len * attention.num_heads
+    score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
 
-    def scores(name: str, itemsize: int = query.itemsize) -> Tensor:
+    def scores(name: str, itemsize: int = score_size) -> Tensor:
         return Tensor(name, num_scores, itemsize)
 
     raw = ops.tape.add(Op("scores", (query, key), (scores("scores"),), (query, key)))
@@ -68,8 +70,8 @@ def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tens
     scaled = ops.softcap(scaled) if attention.softcap else scaled
     masked = ops.tape.add(Op("masked scores", (scaled,), (scores("masked scores"),), passes_grad=True))
     ops.tape.hold(scaled)
-    wide = masked if ops.step.device == "cuda" else ops.cast(masked, FLOAT32)
-    softmax = scores("softmax", FLOAT32)
+    softmax = scores("softmax", size if not math and attention.eager_scores == "input" else FLOAT32)
+    wide = masked if ops.step.device == "cuda" else ops.cast(masked, softmax.itemsize)
     ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=_widened(softmax, wide)))
     weights = ops.cast(softmax, query.itemsize)
     out = _output(ops, attention, query.itemsize)
@@ -80,7 +82,7 @@ def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tens
 
 def _widened(softmax: Tensor, source: Tensor) -> int:
     """Bytes of the float32 gradient that precedes the cast to a 16-bit source."""
-    return softmax.bytes if source.itemsize < FLOAT32 else 0
+    return softmax.bytes if source.itemsize < softmax.itemsize else 0
 
 
 def _contiguous(ops: Operators, x: Tensor, itemsize: int) -> Tensor:

@@ -85,9 +85,17 @@ def _normed(ops: Operators, norm: Norm | None, x: Tensor) -> Tensor:
 
 
 def _attention(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
+    query, key, value = (_latent_heads if attention.kv_lora_rank else _heads)(ops, attention, x)
+    out = ops.linear(attention.output, attend(ops, attention, query, key, value))
+    ops.tape.hold(query, key, value)
+    return out
+
+
+def _heads(ops: Operators, attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value after their norms and rotary positions."""
     projections = [ops.linear(linear, x) for linear in attention.inputs]
     ops.tape.hold(x)
-    query, key, value = _heads(ops, attention, projections)
+    query, key, value = projections if len(projections) == 3 else _split(ops, attention, projections[0])
     for norm in attention.norms:
         if norm.name.startswith("q"):
             query = ops.norm(norm, query)
@@ -95,16 +103,34 @@ def _attention(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
             key = ops.norm(norm, key)
     if attention.rotary_dim:
         query, key = ops.rotate(query), ops.rotate(key)
-    out = ops.linear(attention.output, attend(ops, attention, query, key, value))
-    ops.tape.hold(query, key, value)
-    return out
+    return query, key, value
 
 
-def _heads(ops: Operators, attention: Attention, projections: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value; of a fused projection each is a view of one tensor."""
-    if len(projections) == 3:
-        return projections[0], projections[1], projections[2]
-    [fused] = projections
+def _latent_heads(ops: Operators, attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of multi-head latent attention.
+
+    Keys and values come from a latent vector of `kv_lora_rank` a token; the rotary part of all keys is shared.
+    """
+    *query_linears, down, up = attention.inputs
+    *query_norms, latent_norm = attention.norms
+    query = ops.linear(query_linears[0], x)
+    if query_norms:
+        query = ops.linear(query_linears[1], ops.norm(query_norms[0], query))
+    compressed = ops.linear(down, x)
+    latent = ops.norm(latent_norm, Tensor("latent", ops.tokens * up.in_features, compressed.itemsize, base=compressed))
+    expanded = ops.linear(up, latent)
+    query = ops.tape.add(Op("query with positions", (query,), (Tensor("query", query.elements, query.itemsize),)))
+    key_elements = ops.tokens * attention.num_heads * attention.head_dim
+    key = ops.tape.add(Op("key with positions", (expanded,), (Tensor("key", key_elements, expanded.itemsize),)))
+    value_elements = ops.tokens * attention.num_heads * attention.value_head_dim
+    value = Tensor("value", value_elements, expanded.itemsize, base=expanded)
+    ops.tape.add(Op("split", (expanded,), (value,)))
+    ops.tape.hold(x)
+    return query, key, value
+
+
+def _split(ops: Operators, attention: Attention, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as views of one projection."""
     sizes = (
         attention.num_heads * attention.head_dim,
         attention.num_kv_heads * attention.head_dim,

@@ -15,11 +15,14 @@ from profiles.quantization import quantized_bytes
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`count` weight tensors of one shape. bitsandbytes packs projections, and experts that are Linear modules."""
+    """`count` weight tensors of one shape.
+
+    bitsandbytes packs projections, and experts that are Linear modules. Idle ones are in parts that text does not pass.
+    """
 
     shape: tuple[int, ...]
     count: int
-    kind: Literal["embedding", "projection", "experts", "other"] = "other"
+    kind: Literal["embedding", "projection", "experts", "idle", "other"] = "other"
 
     @property
     def elements(self) -> int:
@@ -45,8 +48,10 @@ def quantized_weight_bytes(architecture: Architecture, step: StepSpec) -> int:
 
 
 def trainable_weights(architecture: Architecture, adapter: Adapter | None) -> tuple[Weights, ...]:
-    """The tensors that learn: the matrices of the adapter, or all."""
-    return adapter_weights(architecture, adapter) if adapter else base_weights(architecture)
+    """The tensors that get a gradient: the matrices of the adapter, or all that text passes."""
+    if adapter:
+        return adapter_weights(architecture, adapter)
+    return tuple(weights for weights in base_weights(architecture) if weights.kind != "idle")
 
 
 def trainable_itemsize(step: StepSpec) -> int:
@@ -98,7 +103,7 @@ def _base_weights(architecture: Architecture) -> Iterator[Weights]:
             yield from _of_linear(block.mlp.router, block.count)
             for linear in block.mlp.expert.linears:
                 yield Weights((block.mlp.num_experts, linear.num_parameters), block.count, "experts")
-    yield Weights((architecture.other_parameters,), 1)
+    yield Weights((architecture.other_parameters,), 1, "idle")
 
 
 def _of_linear(linear: Linear, count: int, kind: Literal["projection", "other"] = "other") -> Iterator[Weights]:
