@@ -1,0 +1,152 @@
+import pytest
+
+from planner.run_config import LoraKnobs, RunConfig
+from profiles.errors import ConfigError, EnvironmentFault
+
+pytestmark = pytest.mark.slow
+
+P100, V100, T4, A100, L4, H100 = (6, 0), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0)
+
+
+def config(**knobs: object) -> RunConfig:
+    return RunConfig(**{"model": "m", "gpu": "card", "lora": LoraKnobs(), **knobs})
+
+
+FP16 = {"dtype": "float16", "mixed_precision": "fp16"}
+FP32 = {"dtype": "float32", "mixed_precision": "no"}
+
+
+@pytest.mark.parametrize("capability", [P100, V100, T4])
+def test_bfloat16_is_refused_before_ampere(capability):
+    from trainer.hardware import check_config
+
+    with pytest.raises(
+        ConfigError, match=r"bfloat16 needs compute capability 8.0, but this card has .* \d.\d"
+    ) as error:
+        check_config(config(), capability)
+    assert error.value.hint == "use dtype float16 with mixed_precision fp16"
+    with pytest.raises(ConfigError, match="bfloat16 needs"):
+        check_config(config(dtype="bfloat16", mixed_precision="no"), capability)
+    check_config(config(**FP16), capability)
+
+
+@pytest.mark.parametrize("capability", [A100, L4, H100])
+def test_bfloat16_is_fine_from_ampere_on(capability):
+    from trainer.hardware import check_config
+
+    check_config(config(attn_implementation="flash_attention_2"), capability)
+
+
+def test_flash_attention_is_refused_before_ampere():
+    from trainer.hardware import check_config
+
+    with pytest.raises(ConfigError, match=r"flash_attention_2 needs compute capability 8\.0"):
+        check_config(config(**FP16, attn_implementation="flash_attention_2"), T4)
+
+
+@pytest.mark.parametrize(("capability", "allowed"), [(P100, False), (V100, False), (T4, True), (A100, True)])
+def test_int8_needs_turing(capability, allowed):
+    from trainer.hardware import check_config
+
+    int8 = config(**FP16, method="qlora", quantization="int8")
+    if allowed:
+        check_config(int8, capability)
+    else:
+        with pytest.raises(ConfigError, match=r"int8 needs compute capability 7\.5"):
+            check_config(int8, capability)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "gemma3_text", "gpt_oss"])
+def test_models_that_overflow_are_refused_in_fp16_only(model_type):
+    from trainer.hardware import check_model_type
+
+    with pytest.raises(ConfigError, match=f"is a {model_type} model, which overflows in float16"):
+        check_model_type(config(**FP16), model_type)
+    check_model_type(config(), model_type)
+    check_model_type(config(**FP32), model_type)
+    check_model_type(config(**FP16), "llama")
+
+
+CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+CU130 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability"), [(CU126, V100), (CU126, (6, 1)), (CU126, L4), (CU130, T4), (CU130, L4), (CU130, (12, 1))]
+)
+def test_a_build_with_kernels_of_the_same_generation_runs(archs, capability):
+    from trainer.hardware import check_kernels
+
+    check_kernels(archs, capability, "card")
+
+
+@pytest.mark.parametrize(
+    ("archs", "capability", "command"),
+    [
+        (CU130, V100, "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"),
+        (CU126, (10, 0), "pip install --upgrade torch"),
+    ],
+)
+def test_a_build_without_kernels_is_told_with_the_command_that_cures_it(archs, capability, command):
+    from trainer.hardware import check_kernels
+
+    with pytest.raises(EnvironmentFault, match=r"has no kernels for the card, compute capability \d+\.0") as fault:
+        check_kernels(archs, capability, "card")
+    assert fault.value.hint == command
+
+
+@pytest.mark.parametrize(("capability", "repeated"), [(T4, True), (A100, False)])
+def test_shared_heads_are_repeated_before_ampere_only(monkeypatch, tiny_config, capability, repeated):
+    import torch
+    from transformers.integrations import sdpa_attention
+
+    from trainer.build import empty_model, load_architecture
+    from trainer.hardware import expand_shared_heads
+
+    calls = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, **options):
+        calls.append((key.shape[1], options.get("enable_gqa", False)))
+        return attention(query, key, value, **options)
+
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", sdpa_attention.use_gqa_in_sdpa)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    expand_shared_heads(capability)
+    model = empty_model(tiny_config(), load_architecture(tiny_config()))
+    model(torch.zeros((1, 8), dtype=torch.long))
+    assert set(calls) == {(8, False) if repeated else (4, True)}
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "float32"])
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_adapters_are_float32_whatever_trl_makes_of_them(tiny_config, tiny, base, quantization):
+    import torch
+    from transformers import AutoTokenizer
+
+    from trainer.build import load_architecture, load_model, wrap_with_adapter
+    from trainer.data import load_examples
+    from trainer.objectives import make_trainer
+    from trainer.run import quiet_libraries
+
+    run = tiny_config(method="qlora" if quantization else "lora", quantization=quantization, dtype=base)
+    with quiet_libraries():
+        model = load_model(run, load_architecture(run), torch.device("cpu"))
+        tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+        examples = load_examples(run.data, tokenizer, run.seed)
+        trained = make_trainer(run, wrap_with_adapter(model, run), tokenizer, examples).model
+    weights = list(trained.parameters())
+    assert {weight.dtype for weight in weights if weight.requires_grad} == {torch.float32}
+    frozen = {weight.dtype for weight in weights if not weight.requires_grad}
+    assert frozen == {getattr(torch, base)} | ({torch.uint8} if quantization else set())
+
+
+def test_a_fully_trained_model_keeps_its_dtype(tiny_config):
+    import torch
+
+    from trainer.build import load_architecture, load_model, wrap_with_adapter
+
+    run = tiny_config(method="full", dtype="bfloat16", mixed_precision="bf16")
+    model = wrap_with_adapter(load_model(run, load_architecture(run), torch.device("cpu")), run)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert all(weight.requires_grad for weight in model.parameters())

@@ -1,0 +1,52 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def show():
+    """Feeds a display with two steps and a log, and returns what it printed."""
+
+    def shown(terminal: bool) -> str:
+        from trainer.progress import ShowProgress, choose_display
+
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=160, color_system=None)
+        memory = SimpleNamespace(now_bytes=60 * MIB, allocated_bytes=123 * MIB)
+        clock = SimpleNamespace(tokens_per_second=1530.8, seconds_per_step=2.0)
+        progress = ShowProgress(choose_display(console), memory, clock, predicted_bytes=120 * MIB)
+        state = SimpleNamespace(global_step=2, max_steps=42)
+        progress.on_step_end(None, state, None)
+        progress.on_log(None, state, None, logs={"loss": 7.3751, "learning_rate": 1e-4})
+        progress.on_log(None, state, None, logs={"eval_loss": 3.0})
+        progress.on_train_end(None, state, None)
+        return console.file.getvalue()
+
+    return shown
+
+
+FIGURES = (
+    "loss 7.375  lr 1.00e-04  1,531 tokens/s  memory now 60.0 MiB, peak 123 MiB, predicted 120 MiB  1 min 20 s left"
+)
+
+
+def test_without_a_terminal_each_log_is_a_plain_line(show):
+    assert show(terminal=False) == f"step 2/42  {FIGURES}\n"
+
+
+def test_on_a_terminal_there_is_a_bar(show):
+    printed = show(terminal=True)
+    assert "2/42" in printed
+    assert FIGURES in printed
+
+
+def test_what_is_not_known_is_not_shown():
+    from trainer.progress import Snapshot
+
+    unknown = Snapshot(1, 2, None, None, None, None, None, None, None)
+    assert unknown.figures() == ""
