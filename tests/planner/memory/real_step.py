@@ -1,0 +1,68 @@
+"""One real training step on a CPU, its live tensors counted."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from trl.trainer.utils import add_fused_lm_head
+
+from planner.step import StepSpec
+from profiles.model import ModelProfile
+from tests.profiles.transformers_models import built_model
+from trainer.live_bytes import LiveBytes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def measured_peak(model: ModelProfile, step: StepSpec, folder: Path) -> int:
+    """The peak of live tensor bytes over two steps of `model` with random weights."""
+    net = _network(model, step, folder)
+    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), fused=True)
+    tokens = torch.randint(0, model.vocab_size, (step.micro_batch, step.seq_len))
+    live = LiveBytes()
+    live.watch([*net.parameters(), *net.buffers()], "load")
+    extra = {"fused_lm_head": True} if step.loss == "fused" else {}
+    with live, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.autocast is not None):
+                loss = net(input_ids=tokens, labels=tokens, use_cache=False, **extra).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return live.peak
+
+
+def _network(model: ModelProfile, step: StepSpec, folder: Path) -> nn.Module:
+    """The model as the trainer would hand it to TRL: quantized, adapted, checkpointed as `step` says."""
+    attention = "eager" if step.attention == "eager" else "sdpa"
+    net = built_model(model, dtype=DTYPES[step.weight_dtype], attn_implementation=attention)
+    if step.quantization:
+        net.save_pretrained(folder)
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=step.quantization,
+            bnb_4bit_use_double_quant=step.double_quant,
+            bnb_4bit_compute_dtype=DTYPES[step.compute_dtype],
+        )
+        net = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[step.weight_dtype], quantization_config=quantization, attn_implementation=attention
+        )
+    if step.loss == "fused":
+        add_fused_lm_head(net, outputs=("log_probs", "entropy", "is_top1"))
+    if step.adapter:
+        adapter = step.adapter
+        net = get_peft_model(
+            net,
+            LoraConfig(
+                r=adapter.r, target_modules=list(adapter.targets), lora_dropout=adapter.dropout, task_type="CAUSAL_LM"
+            ),
+        )
+        net.enable_input_require_grads()
+    net.train()
+    if step.checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return net

@@ -1,0 +1,87 @@
+"""The closed form against real steps of Transformers, PEFT, bitsandbytes and TRL, counted tensor by tensor on a CPU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from planner.memory.estimate import estimate
+from planner.step import Adapter, StepSpec
+from profiles.build_architecture import architecture
+from profiles.model import ModelProfile
+from profiles.model_catalog import find_model
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 0.03
+
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "head_dim": 32,
+    "vocab_size": 1024,
+    "max_position_embeddings": 512,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 192,
+    "rotary_dim": 16,
+    "word_embed_proj_dim": 256,
+    "num_parameters_published": None,
+    "num_parameters_source": None,
+}
+
+MODELS = (
+    "tinyllama",
+    "mistral-7b",
+    "qwen2.5-0.5b",
+    "qwen3-0.6b",
+    "gemma-2b",
+    "gemma3-1b",
+    "phi-2",
+    "phi-3-mini",
+    "pythia-160m",
+    "stablelm-3b",
+    "olmo2-1b",
+    "starcoder2-3b",
+    "smollm3-3b",
+    "glm-4-9b",
+    "mixtral-8x7b",
+)
+
+LORA = StepSpec(4, 128, "float32", adapter=Adapter(8, (), 0.0, "float32"), optimizer="adamw_torch_fused", device="cpu")
+STEPS = {
+    "full": replace(LORA, adapter=None, expand_kv=True),
+    "full, autocast, nothing checkpointed": replace(
+        LORA, adapter=None, autocast="bfloat16", checkpointing=False, expand_kv=True
+    ),
+    "lora, bfloat16": replace(LORA, weight_dtype="bfloat16", autocast="bfloat16", checkpointing=False, expand_kv=True),
+    "qlora, fused loss": replace(LORA, quantization="nf4", double_quant=True, loss="fused", expand_kv=True),
+    "lora, eager, dropout": replace(LORA, attention="eager", adapter=Adapter(8, (), 0.1, "float32")),
+}
+
+
+def small(name: str) -> ModelProfile:
+    """The architecture of a catalog model in a few megabytes."""
+    model = find_model(name)
+    grouped = model.num_key_value_heads < model.num_attention_heads
+    changes = {field: value for field, value in SMALL.items() if getattr(model, field) is not None}
+    changes |= {"num_key_value_heads": 2 if grouped else 8}
+    if model.layer_types is not None:
+        changes["layer_types"] = model.layer_types[:4]
+    return model.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("case", STEPS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_peak_of_a_real_step_is_predicted(name: str, case: str, tmp_path: Path):
+    from tests.planner.memory.real_step import measured_peak
+
+    model = small(name)
+    names = tuple(sorted({linear.name for linear, _ in architecture(model).linears()}))
+    step = STEPS[case]
+    if step.adapter:
+        step = replace(step, adapter=replace(step.adapter, targets=names))
+    measured = measured_peak(model, step, tmp_path)
+    assert estimate(model, step, None).allocated_bytes == pytest.approx(measured, rel=TOLERANCE)
