@@ -1,20 +1,13 @@
 """The command line: `fitune VERB ...`. Each verb is a function in `planner/commands`."""
 
+import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Annotated, cast
 
 import typer
 
-from planner.commands.can import can
-from planner.commands.doctor import doctor
-from planner.commands.estimate import estimate
-from planner.commands.gpus import gpus
-from planner.commands.launch import launch
-from planner.commands.models import models
-from planner.commands.plan import plan
-from planner.commands.runs import runs
 from profiles.errors import FituneError
 
 # Recent versions of typer carry their own copy of click, so this is the one name of click's usage errors in all.
@@ -22,15 +15,22 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 
 INTERRUPTED = 130
 
-app = typer.Typer(
-    name="fitune",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-for verb in (can, plan, estimate, launch, gpus, models, runs, doctor):
-    app.command()(verb)
+VERBS = ("can", "plan", "estimate", "launch", "gpus", "models", "runs", "doctor")
+
+
+def application(verbs: Sequence[str] = VERBS) -> typer.Typer:
+    """The command line with these verbs."""
+    app = typer.Typer(
+        name="fitune",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_fitune)
+    for verb in verbs:
+        app.command()(getattr(import_module(f"planner.commands.{verb}"), verb))
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -39,7 +39,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _fitune(
     context: typer.Context,
     version: Annotated[
@@ -60,6 +59,10 @@ def _fitune(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 fits or done, 1 does not fit or failed, 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Half of the time of an answer goes to imports: a verb does without those of the others, and pydantic without a
+    # search for its plugins in all packages that are installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    app = application(arguments[:1] if arguments[:1] and arguments[0] in VERBS else VERBS)
     try:
         return int(app(args=arguments, prog_name="fitune", standalone_mode=False) or 0)
     except FituneError as error:

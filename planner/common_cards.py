@@ -39,14 +39,14 @@ class CardAnswer:
 
 
 def ask_common_cards(request: Request) -> tuple[CardAnswer, ...]:
-    """What `request` comes to on each of the common cards that can do what it pins, the smallest card first.
+    """What `request` comes to on each of the common cards that can do what it pins.
 
     Raises ConfigError if no card can.
     """
     answers, refusals = [], []
     for gpu in map(find_gpu, COMMON_CARDS):
         try:
-            result = search(replace(request, gpu=gpu, free_bytes=None))
+            result = search(replace(request, gpu=gpu, free_bytes=None), only_best=True)
         except ConfigError as error:
             refusals.append(error)
             continue

@@ -58,10 +58,11 @@ class SearchResult:
         return len(self.losers) + (self.best is not None)
 
 
-def search(request: Request, estimator: Estimator = estimate) -> SearchResult:
+def search(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> SearchResult:
     """The best configuration for `request`, and how all others compare.
 
-    A length or rank that the user left open shrinks only if nothing fits. Raises ConfigError for knobs that contradict
+    A length or rank that the user left open shrinks only if nothing fits. With `only_best` no lossier base or weights
+    are tried once something fits: they cannot win, but may be missed among the alternatives. Raises ConfigError for knobs that contradict
     each other or the card.
     """
     judge = Judge(request, estimator)
@@ -72,6 +73,8 @@ def search(request: Request, estimator: Estimator = estimate) -> SearchResult:
             groups(request, max_length, rank), key=lambda group: group.lossiness.without_optimizer
         ):
             _judge_optimizers(judge, weights, candidates, pruned)
+            if only_best and _some_fits(candidates):
+                break
         if _some_fits(candidates):
             break
     closest = min(candidates, key=lambda candidate: candidate.estimate.interval_bytes[1])
