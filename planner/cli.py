@@ -35,7 +35,11 @@ def application(verbs: Sequence[str] = VERBS) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"fitune {metadata.version('fitune')}\n")
+        try:
+            version = metadata.version("fitune")
+        except metadata.PackageNotFoundError:
+            version = "of an unknown version: it runs from a folder and is not installed"
+        sys.stdout.write(f"fitune {version}\n")
         raise typer.Exit
 
 

@@ -62,8 +62,8 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     """The best configuration for `request`, and how all others compare.
 
     A length or rank that the user left open shrinks only if nothing fits. With `only_best` no lossier base or weights
-    are tried once something fits: they cannot win, but may be missed among the alternatives. Raises ConfigError for knobs that contradict
-    each other or the card.
+    are tried once something fits: they cannot win, but are missed among the alternatives. Raises ConfigError for knobs
+    that contradict each other or the card.
     """
     judge = Judge(request, estimator)
     candidates: list[Candidate] = []
