@@ -36,7 +36,9 @@ def print_cards(console: Console, plan: Plan, answers: Sequence[CardAnswer]) -> 
     if plan.config is not None and plan.request.gpu is not None:
         price = plan.request.gpu.price
         rate = f" at about {price.median_usd_per_hour:.2f} USD/h" if price else ""
-        console.print(f"\nThe cheapest that does: {plan.request.gpu.name}{rate}, with {METHODS[plan.config.method]}.")
+        console.print()
+        sentence = f"{plan.request.gpu.name}{rate}, with {METHODS[plan.config.method]}."
+        print_hanging(console, Text("The cheapest that does: "), sentence)
 
 
 def _row(answer: CardAnswer) -> list[Cell]:
