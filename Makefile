@@ -26,7 +26,8 @@ demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on
 	$(BIN)/fitune can 7b --gpu t4
 	@rm -rf $(DEMO)
 	$(BIN)/python -m trainer.tiny_model $(DEMO)
-	$(BIN)/fitune plan $(DEMO)/model --data $(DEMO)/data.jsonl -o $(DEMO)/run.yaml
+	$(BIN)/fitune plan $(DEMO)/model --data $(DEMO)/data.jsonl --method full --set learning_rate=1e-3 \
+		--set num_train_epochs=3 --set output_dir=$(DEMO)/run -o $(DEMO)/run.yaml
 	$(BIN)/fitune launch $(DEMO)/run.yaml
 
 test: install lint typecheck  ## check style and types, then run all tests
