@@ -21,7 +21,7 @@ PLANNER_LAYERS = (
     ("memory", "verdict"),
     ("work", "speed_rates", "speed"),
     ("request", "space", "candidate", "search", "nearest"),
-    ("prediction", "what_if", "plan", "doctor"),
+    ("prediction", "what_if", "plan", "common_cards", "data_lengths", "doctor"),
     ("report",),
     ("commands",),
     ("cli",),
