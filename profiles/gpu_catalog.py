@@ -11,7 +11,7 @@ from profiles.gpu import GpuProfile
 
 GPU_FILES = Path(__file__).with_name("gpus")
 BRANDS = ("nvidia", "amd", "tesla", "geforce", "quadro", "instinct", "radeon", "rtx", "gtx", "rx")
-BARE_SIZE = re.compile(r"(?P<gib>-?\d+(\.\d+)?)\s*gi?b?", re.IGNORECASE)
+BARE_SIZE = re.compile(r"(?P<gib>-?\d+(\.\d+)?)\s*gi?b?(\s*gpu)?", re.IGNORECASE)
 MAX_SIZE_GIB = 1024
 
 

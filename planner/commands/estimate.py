@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from planner.commands.knobs import knobs_in, with_knobs
-from planner.commands.options import Gpu, Json, MethodChoice, Settings, Trainer
-from planner.commands.question import Wishes, card_or_cpu, find_card, request_for
+from planner.commands.knobs import with_knobs
+from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, Settings, Trainer
+from planner.commands.question import Wishes, card_or_cpu, find_card, pinned_knobs, request_for
 from planner.prediction import OWN_TRAINER, Prediction, Target, predict, usual_config
 from planner.report.document import print_json
 from planner.report.plan_document import prediction_document
 from planner.run_config import RunConfig
 from planner.what_if import knob_effects
+from profiles.errors import ConfigError
 from profiles.model_catalog import resolve_model
 
 RUN_FILE_SUFFIXES = (".yaml", ".yml")
@@ -30,6 +31,8 @@ def estimate(
     ],
     gpu: Gpu = None,
     method: MethodChoice = "auto",
+    max_length: MaxLength = None,
+    lora_r: LoraR = None,
     settings: Settings = None,
     trainer: Trainer = OWN_TRAINER,
     explain: Annotated[
@@ -47,7 +50,7 @@ def estimate(
       fitune estimate 7b --gpu a100-80gb --set method=full --explain
       fitune estimate run.yaml --set max_length=4096 --trainer trl
     """
-    config, target = _question(subject, gpu, Wishes(method, settings=settings or ()), trainer)
+    config, target = _question(subject, gpu, Wishes(method, max_length, lora_r, settings=settings or ()), trainer)
     prediction = predict(config, target)
     if json:
         print_json(
@@ -71,7 +74,9 @@ def _question(subject: str, gpu: str | None, wishes: Wishes, trainer: str) -> tu
         return usual_config(request), Target(request.model, request.gpu, request.free_bytes, trainer)
     from planner.run_file import read_run_file
 
-    config = with_knobs(read_run_file(Path(subject)), knobs_in(wishes.settings))
+    if wishes.method != "auto":
+        raise ConfigError("--method is for a MODEL; a run file has its own", hint="use --set for what goes with it")
+    config = with_knobs(read_run_file(Path(subject)), pinned_knobs(wishes))
     card = find_card(gpu or config.gpu or "cpu")
     return config, Target(resolve_model(config.model).profile, card.gpu, card.free_bytes, trainer)
 

@@ -19,7 +19,7 @@ def _complete_gpu(incomplete: str) -> list[str]:
     from profiles.gpu_catalog import all_gpus
 
     names = {alias for gpu in all_gpus() for alias in gpu.aliases or (gpu.name.lower(),)}
-    return sorted(name for name in {"auto", *names} if name.startswith(incomplete.lower()))
+    return sorted(name for name in {"auto", "cpu", *names} if name.startswith(incomplete.lower()))
 
 
 def _complete_model(incomplete: str) -> list[str]:
@@ -49,7 +49,7 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="GPU",
-        help="A card (t4, a100-80gb), a size (16GB), or auto: this machine's, with what is free now.",
+        help="A card (t4, a100-80gb), a size (16GB), auto (this machine's, with what is free now) or cpu.",
         autocompletion=_complete_gpu,
         show_default=False,
     ),

@@ -78,7 +78,7 @@ def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
     """The question to the planner. Raises UnknownModelError, ConfigError or DataError."""
     from profiles.model_catalog import resolve_model
 
-    knobs = _pinned(wishes)
+    knobs = pinned_knobs(wishes)
     method = knobs.pop("method", wishes.method)
     if method == "full" and "lora" in knobs:
         raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
@@ -93,6 +93,21 @@ def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
         free_bytes=card.free_bytes,
         model_name=model_name,
     )
+
+
+def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
+    """The knobs that the options name, nested as in a run file. Raises ConfigError for what is wrong by itself."""
+    knobs = knobs_in(wishes.settings)
+    for name in ANSWERED_ELSEWHERE.keys() & knobs.keys():
+        raise ConfigError(f"--set cannot change {name}", hint=f"it comes from {ANSWERED_ELSEWHERE[name]}")
+    if wishes.max_length is not None:
+        knobs["max_length"] = wishes.max_length
+    if wishes.lora_r is not None:
+        knobs["lora"] = {**_section(knobs, "lora"), "r": wishes.lora_r}
+    if wishes.data is not None:
+        knobs["data"] = {**_section(knobs, "data"), "path": str(wishes.data)}
+    check_knobs(knobs)
+    return knobs
 
 
 def plan_command(plan: Plan, wishes: Wishes) -> str | None:
@@ -129,20 +144,6 @@ def _lengths(data: Path, model: str) -> DataLengths:
     if note:
         sys.stderr.write(f"note: {note}\n")
     return lengths
-
-
-def _pinned(wishes: Wishes) -> dict[str, Any]:
-    knobs = knobs_in(wishes.settings)
-    for name in ANSWERED_ELSEWHERE.keys() & knobs.keys():
-        raise ConfigError(f"--set cannot change {name}", hint=f"it comes from {ANSWERED_ELSEWHERE[name]}")
-    if wishes.max_length is not None:
-        knobs["max_length"] = wishes.max_length
-    if wishes.lora_r is not None:
-        knobs["lora"] = {**_section(knobs, "lora"), "r": wishes.lora_r}
-    if wishes.data is not None:
-        knobs["data"] = {**_section(knobs, "data"), "path": str(wishes.data)}
-    check_knobs(knobs)
-    return knobs
 
 
 def _section(knobs: Mapping[str, Any], name: str) -> Mapping[str, Any]:

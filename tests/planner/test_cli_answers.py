@@ -152,9 +152,10 @@ def test_explain_prints_the_arithmetic_of_each_component(capsys):
     assert "If one knob alone were turned:" in text
 
 
-def test_estimate_agrees_with_the_plan_that_wrote_the_file(tmp_path, capsys):
+@pytest.mark.parametrize("gpu", ["t4", "rtx 3090", "16GB"])
+def test_estimate_agrees_with_the_plan_that_wrote_the_file(gpu, tmp_path, capsys):
     run_file = tmp_path / "run.yaml"
-    _, plan = answer(capsys, "plan", "mistral-7b", "--gpu", "t4", "-o", str(run_file))
+    _, plan = answer(capsys, "plan", "mistral-7b", "--gpu", gpu, "-o", str(run_file))
     _, estimate = answer(capsys, "estimate", str(run_file))
     assert estimate["config"] == plan["config"]
     assert {key: estimate[key] for key in ESTIMATE_KEYS} == plan["estimate"]
