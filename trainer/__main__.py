@@ -13,7 +13,7 @@ from rich.table import Table
 from planner.run_file import read_run_file
 from planner.units import format_bytes
 from profiles.errors import FituneError
-from trainer.interruption import Interrupted, Interruption
+from trainer.interruption import Interrupted, Interruption, handling
 from trainer.launch import STATUS_FILE
 from trainer.record import PREDICTION_FILE, RunRecord, read_prediction
 
@@ -24,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     arguments = parser.parse_args(argv)
-    _report_status(pid=os.getpid())
     exit_code = _train(arguments.run_file, arguments.resume)
     _report_status(exit_code=exit_code)
     return exit_code
@@ -34,7 +33,8 @@ def _train(run_file: Path, resume: bool) -> int:
     console = Console(stderr=True)
     interruption = Interruption()
     try:
-        with interruption.listening():
+        with handling(interruption.receive):
+            _report_status(pid=os.getpid())
             config = read_run_file(run_file)
             prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
             # The libraries take seconds to import; a mistake in the run file is told before.

@@ -1,12 +1,14 @@
-"""Ctrl-C and SIGTERM: the first one lets a step end, the second one does not. Needs no torch."""
+"""Ctrl-C and its relatives: the first one lets a step end, the second one does not. Needs no torch."""
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -15,6 +17,20 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def handling(handler: Handler) -> Iterator[None]:
+    """Give the signals to `handler` inside the block; one that is ignored, as under nohup, stays ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 class Interruption:
@@ -27,17 +43,8 @@ class Interruption:
         self.in_step = False
         self.signal_number: int | None = None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block, and put the old handlers back after it."""
-        before = {number: signal.signal(number, self._received) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _received(self, number: int, _: FrameType | None) -> None:
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """Handle one signal."""
         if not self.in_step or self.signal_number is not None:
             raise Interrupted(number)
         self.signal_number = number

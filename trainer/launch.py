@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from planner.run_file import read_run_file
 from planner.units import format_bytes
 from profiles.errors import ConfigError, DataError, EnvironmentFault, FituneError
 from trainer.checkpoints import checkpoint_to_resume, holds_a_run
-from trainer.interruption import SIGNALS
+from trainer.interruption import handling
 from trainer.model_name import weights_name
 from trainer.record import PREDICTION_FILE
 
@@ -113,6 +114,7 @@ def training_command(config: RunConfig, run_file: Path, *, resume: bool = False)
 
 def _supervise(command: Command) -> int:
     """Run `command`, pass signals on to the trainer below it, and return the trainer's own exit code."""
+    killed_by: int | None = None
     with tempfile.TemporaryDirectory(prefix="fitune-") as folder:
         status = Path(folder) / "status"
         env = {**os.environ, **command.env, STATUS_FILE: str(status)}
@@ -120,19 +122,21 @@ def _supervise(command: Command) -> int:
         process = subprocess.Popen(command.argv, env=env, process_group=0)
 
         def forward(number: int, _: FrameType | None) -> None:
+            nonlocal killed_by
             pid = _status(status).get("pid")
-            if pid is not None:
-                os.kill(pid, number)
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
+            # Whoever is to be told may have ended just now.
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, number)
+                else:
+                    killed_by = number
+                    os.killpg(process.pid, signal.SIGKILL)
 
-        before = {number: signal.signal(number, forward) for number in SIGNALS}
-        try:
+        with handling(forward):
             process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         exit_code = _status(status).get("exit_code")
+    if exit_code is None and killed_by is not None:
+        return 128 + killed_by
     if exit_code is None:
         sys.stderr.write(
             "error: the training process ended without a result; if nothing above says why, the system killed it, "

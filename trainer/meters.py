@@ -35,6 +35,9 @@ class MemoryMeter(Protocol):
     def process_bytes(self) -> int | None:
         """Peak that the driver reported for this process."""
 
+    def close(self) -> None:
+        """Measure no more, also where a step was cut short."""
+
 
 class CpuMemory(TrainerCallback):  # type: ignore[misc]
     """Counts the live tensors of the first steps."""
@@ -56,7 +59,7 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
     @property
     def allocated_bytes(self) -> int | None:
         """Peak of live tensors; None before the first step."""
-        return self._live.peak or None
+        return self._live.peak if self._counting or self._counted_steps else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: object
@@ -85,9 +88,14 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Count no longer."""
         if self._counting:
+            self._counted_steps += 1
+        self.close()
+
+    def close(self) -> None:
+        """Count no longer, also where a step was cut short."""
+        if self._counting:
             self._live.__exit__(None, None, None)
             self._counting = False
-            self._counted_steps += 1
 
 
 class CudaMemory(TrainerCallback):  # type: ignore[misc]
@@ -129,6 +137,9 @@ class CudaMemory(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Ask the driver again, at times when a moment does not matter."""
         self._ask_driver()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _ask_driver(self) -> None:
         used = process_memory(self._device)

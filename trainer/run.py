@@ -79,6 +79,7 @@ def run(job: Job, display: Display, interruption: Interruption, console: Console
         try:
             status = train(trainer, job, checkpoint, interruption)
         finally:
+            memory.close()
             display.close()
             record = make_record(job, trainer, memory, clock, device, status)
             # A full disk must not hide what filled it.
@@ -213,6 +214,8 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT and TRL still use names that Transformers will drop in its next major version.
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # PEFT tries a pattern of its own for fused experts on each layer.
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         yield
 

@@ -149,6 +149,12 @@ def test_a_signal_reaches_the_trainer(config, fake_trainer):
     assert launch(config, RUN) == 143
 
 
+def test_a_signal_before_the_trainer_listens_ends_it(config, fake_trainer, capsys):
+    fake_trainer(f"os.kill({os.getpid()}, signal.SIGINT); time.sleep(30)")
+    assert launch(config, RUN) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_the_prediction_is_left_for_the_trainer_and_never_an_old_one(config, fake_trainer, tmp_path):
     fake_trainer("say(exit_code=0)")
     prediction = tmp_path / "p.json"
