@@ -140,7 +140,8 @@ def _verdict_sentence(plan: Plan) -> str:
         end = "." if plan.verdict == "fits" else ", but only just."
         return f"{model} fits {card} with {METHODS[plan.config.method]}{end}"
     asked = plan.request.method
-    return f"{model} does not fit {card}, {'even with QLoRA' if asked == 'auto' else f'with {METHODS[asked]}'}."
+    how = ", even with QLoRA" if asked == "auto" else f" with {METHODS[asked]}"
+    return f"{model} does not fit {card}{how}."
 
 
 def _memory_sentence(plan: Plan) -> str:
