@@ -47,7 +47,11 @@ def _train(run_file: Path, resume: bool) -> int:
     except Interrupted as stop:
         console.print("stopped before a step could be finished; checkpoints that were written before are whole")
         return stop.exit_code
-    Console().print(comparison(record))
+    table = comparison(record)
+    if table.row_count:
+        Console().print(table)
+    else:
+        console.print(f"no step was left to do: {record.result.steps} of {record.result.max_steps} are done")
     if record.result.status == "interrupted" and interruption.signal_number is not None:
         done = f"stopped after step {record.result.steps} of {record.result.max_steps}; a checkpoint is written"
         console.print(f"{done}\n\nhint: continue with `fitune launch {run_file} --resume`", soft_wrap=True)

@@ -70,6 +70,12 @@ def checkpoint_to_resume(config: RunConfig) -> Path:
     return checkpoint
 
 
+def is_last_step(checkpoint: Path, config: RunConfig) -> bool:
+    """Whether nothing is left to train after `checkpoint`."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= (config.max_steps or state["max_steps"]))
+
+
 def _checkpoints(output_dir: Path) -> list[Path]:
     """Folders of checkpoints by step, whole or not."""
     steps = {

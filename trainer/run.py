@@ -13,6 +13,7 @@ import datasets
 import torch
 import transformers
 from rich.console import Console
+from transformers import TrainerState
 from trl import SFTTrainer
 
 from planner.run_config import RunConfig
@@ -22,8 +23,10 @@ from trainer.build import load_architecture, load_model, load_tokenizer, wrap_wi
 from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
+    STATE_FILE,
     checkpoint_to_resume,
     discard_partial_checkpoints,
+    is_last_step,
     last_checkpoint,
 )
 from trainer.data import load_examples
@@ -148,7 +151,10 @@ def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: 
     """Train to the end or to a signal, then evaluate and save. Raises RunError."""
     output_dir = Path(job.config.output_dir)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and is_last_step(checkpoint, job.config):
+            load_finished(trainer, checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interruption.signal_number is not None and trainer.state.global_step < trainer.state.max_steps:
             return "interrupted"
         if trainer.state.global_step < trainer.state.max_steps:
@@ -164,6 +170,12 @@ def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: 
             raise
         raise explained from error
     return "completed"
+
+
+def load_finished(trainer: SFTTrainer, checkpoint: Path) -> None:
+    """Put the weights and the state of a run's last step into `trainer`, which would do one step too many itself."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
 
 
 def save_final(trainer: SFTTrainer, folder: Path) -> None:

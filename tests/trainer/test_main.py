@@ -48,6 +48,21 @@ def test_a_run_prints_what_was_predicted_and_measured(tiny_config, run_file, mai
     assert read_records(output_dir)[0].predicted.tokens_per_second == 100
 
 
+def test_a_run_that_is_complete_has_no_step_left(tiny_config, run_file, main, capsys):
+    path = run_file(tiny_config(max_steps=1))
+    output_dir = path.with_name("run")
+    assert main(path) == 0
+    capsys.readouterr()
+    result = output_dir / "final" / "adapter_model.safetensors"
+    trained = result.read_bytes()
+    result.unlink()
+    assert main(path, "--resume") == 0
+    assert result.read_bytes() == trained
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no step was left to do: 1 of 1 are done" in printed.err
+
+
 def test_bad_data_is_one_sentence_and_exit_code_2(tiny_config, run_file, main, data_file, capsys):
     path = data_file('{"text": "a"}\n{"text": 3}\n')
     assert main(run_file(tiny_config(data=DataKnobs(path=str(path))))) == 2
