@@ -2,6 +2,8 @@
 
 import errno
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,21 @@ FAULTS = (RuntimeError, MemoryError, OSError, SafetensorError)
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """How far the run was."""
+    """How far the run was; `max_steps` is 0 before training begins."""
 
     step: int
     max_steps: int
     checkpoint: Path | None
     run_file: Path
+
+    @property
+    def moment(self) -> str:
+        """What the run was doing."""
+        if self.max_steps == 0:
+            return "while the model was loaded"
+        if self.step >= self.max_steps:
+            return "after the last step"
+        return f"in step {self.step + 1} of {self.max_steps}"
 
     @property
     def way_on(self) -> str:
@@ -34,17 +45,30 @@ class Where:
         return f"{self.checkpoint} is whole; continue with `fitune launch {self.run_file} --resume`"
 
 
+@contextmanager
+def explaining(config: RunConfig, where: Callable[[], Where]) -> Iterator[None]:
+    """Turn the end of memory or disk inside the block into a RunError; `where` is asked then. Others pass."""
+    try:
+        yield
+    except FAULTS as error:
+        explained = explain(error, config, where())
+        if explained is None:
+            raise
+        raise explained from error
+
+
 def explain(error: BaseException, config: RunConfig, where: Where) -> RunError | None:
     """The end of memory or disk behind `error`, as an error for the user; None if it is neither."""
     if _is_out_of_memory(error):
         return OutOfMemory(
-            f"out of memory in step {where.step + 1} of {where.max_steps}, with micro-batches of "
-            f"{config.per_device_train_batch_size} rows of up to {config.max_length} tokens",
+            f"out of memory {where.moment}, with micro-batches of {config.per_device_train_batch_size} rows of up to "
+            f"{config.max_length} tokens",
             hint=f"{_smaller(config)}; {where.way_on}",
         )
     if _is_disk_full(error):
+        moment = f"after step {where.step} of {where.max_steps}" if where.max_steps else where.moment
         return RunError(
-            f"the disk of {config.output_dir} is full after step {where.step} of {where.max_steps}",
+            f"a disk is full {moment}; the run writes to {config.output_dir}",
             hint=f"free some space; {where.way_on}",
         )
     return None

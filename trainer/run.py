@@ -31,7 +31,7 @@ from trainer.checkpoints import (
 )
 from trainer.data import load_examples
 from trainer.environment import environment
-from trainer.faults import FAULTS, FiniteLoss, StopOnSignal, Where, explain
+from trainer.faults import FiniteLoss, StopOnSignal, Where, explaining
 from trainer.hardware import check_config, check_kernels, expand_shared_heads
 from trainer.interruption import Interruption
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
@@ -64,7 +64,8 @@ def run(job: Job, display: Display, interruption: Interruption, console: Console
     if checkpoint is not None:
         console.print(f"continuing from {checkpoint}", soft_wrap=True)
     with quiet_libraries():
-        trainer = prepare(config, device, console)
+        with explaining(config, lambda: Where(0, 0, checkpoint, job.run_file)):
+            trainer = prepare(config, device, console)
         memory = CudaMemory(device) if device.type == "cuda" else CpuMemory()
         clock = StepClock(device)
         predicted = job.prediction.allocated_bytes if job.prediction else None
@@ -150,7 +151,12 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
 def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: Interruption) -> Status:
     """Train to the end or to a signal, then evaluate and save. Raises RunError."""
     output_dir = Path(job.config.output_dir)
-    try:
+
+    def where() -> Where:
+        discard_partial_checkpoints(output_dir)
+        return Where(trainer.state.global_step, trainer.state.max_steps, last_checkpoint(output_dir), job.run_file)
+
+    with explaining(job.config, where):
         if checkpoint is not None and is_last_step(checkpoint, job.config):
             load_finished(trainer, checkpoint)
         else:
@@ -162,13 +168,6 @@ def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: 
         if trainer.eval_dataset is not None and _last_logged(trainer, "eval_loss", at_end=True) is None:
             trainer.evaluate()
         save_final(trainer, output_dir / FINAL)
-    except FAULTS as error:
-        discard_partial_checkpoints(output_dir)
-        where = Where(trainer.state.global_step, trainer.state.max_steps, last_checkpoint(output_dir), job.run_file)
-        explained = explain(error, job.config, where)
-        if explained is None:
-            raise
-        raise explained from error
     return "completed"
 
 

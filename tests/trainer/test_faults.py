@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, train, monkeypatc
 
     fail_at(monkeypatch, Trainer, "_save_optimizer_and_scheduler", 2, full_disk())
     config = tiny_config(save_steps=1)
-    with pytest.raises(RunError, match=r"the disk of .* is full after step 2 of 3") as stop:
+    with pytest.raises(RunError, match=r"a disk is full after step 2 of 3; the run writes to .*run") as stop:
         train(config)
     assert "checkpoint-1 is whole" in stop.value.hint
     assert [folder.name for folder in Path(config.output_dir).glob("checkpoint-*")] == ["checkpoint-1"]
@@ -77,10 +77,21 @@ def test_a_disk_that_fills_at_the_end_leaves_no_half_result(tiny_config, train, 
     words = "Error while serializing: I/O error: No space left on device (os error 28)"
     fail_at(monkeypatch, PeftModel, "save_pretrained", 2, SafetensorError(words))
     config = tiny_config()
-    with pytest.raises(RunError, match="is full after step 3 of 3"):
+    with pytest.raises(RunError, match="a disk is full after step 3 of 3"):
         train(config)
     assert not (Path(config.output_dir) / "final").exists()
     assert last_checkpoint(Path(config.output_dir)).name == "checkpoint-3"
+
+
+def test_memory_that_ends_before_the_first_step_is_told_too(tiny_config, train, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def fail(*_, **__):
+        raise memory_end()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(OutOfMemory, match="out of memory while the model was loaded"):
+        train(tiny_config())
 
 
 def test_other_errors_are_not_explained_away(tiny_config, train, monkeypatch):
