@@ -1,4 +1,5 @@
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,10 @@ MIB = 1 << 20
 def show():
     """Feeds a display with two steps and a log, and returns what it printed."""
 
-    def shown(terminal: bool) -> str:
+    def shown(terminal: bool, width: int = 160) -> str:
         from trainer.progress import ShowProgress, choose_display
 
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=160, color_system=None)
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
         memory = SimpleNamespace(now_bytes=60 * MIB, allocated_bytes=123 * MIB)
         clock = SimpleNamespace(tokens_per_second=1530.8, seconds_per_step=2.0)
         progress = ShowProgress(choose_display(console), memory, clock, predicted_bytes=120 * MIB)
@@ -43,6 +44,12 @@ def test_on_a_terminal_there_is_a_bar(show):
     printed = show(terminal=True)
     assert "2/42" in printed
     assert FIGURES in printed
+
+
+def test_a_narrow_terminal_cuts_the_figures_and_not_the_line(show):
+    bars = [line for line in re.split(r"\x1b\[\?25.|\x1b\[2K|\r|\n", show(terminal=True, width=70)) if "2/42" in line]
+    assert "2/42 loss 7.375" in bars[-1]
+    assert all(len(bar) <= 70 for bar in bars)
 
 
 def test_what_is_not_known_is_not_shown():
