@@ -31,7 +31,7 @@ demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on
 	$(BIN)/fitune launch $(DEMO)/run.yaml
 
 test: install lint typecheck  ## check style and types, then run all tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 8
 
 lint: install  ## check style
 	$(BIN)/ruff check
