@@ -24,10 +24,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on this machine
 	$(BIN)/fitune can 7b --gpu t4
-	@rm -rf $(DEMO)
+	@rm -rf $(DEMO) && echo
 	$(BIN)/python -m trainer.tiny_model $(DEMO)
+	@echo
 	$(BIN)/fitune plan $(DEMO)/model --data $(DEMO)/data.jsonl --method full --set learning_rate=1e-3 \
 		--set num_train_epochs=3 --set output_dir=$(DEMO)/run -o $(DEMO)/run.yaml
+	@echo
 	$(BIN)/fitune launch $(DEMO)/run.yaml
 
 test: install lint typecheck  ## check style and types, then run all tests

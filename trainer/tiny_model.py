@@ -6,6 +6,7 @@
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 Family = Literal["llama", "gpt2", "gpt-neox", "mixtral"]
 
@@ -158,8 +160,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", choices=get_args(Family), default="llama")
     parser.add_argument("--rows", type=int, default=160)
     arguments = parser.parse_args(argv)
-    write_tiny_model(arguments.folder / "model", arguments.family)
-    write_tiny_data(arguments.folder / "data.jsonl", arguments.rows)
+    model, data = arguments.folder / "model", arguments.folder / "data.jsonl"
+    disable_progress_bar()
+    write_tiny_model(model, arguments.family)
+    write_tiny_data(data, arguments.rows)
+    sys.stdout.write(f"wrote {model}, random weights, and {data}, {arguments.rows} easy questions with answers\n")
     return 0
 
 
