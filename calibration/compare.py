@@ -4,6 +4,7 @@ python -m calibration.compare --runs FILE.csv --with closed-form [--json]
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from planner.memory.estimate import estimate
 from planner.units import MIB
 from planner.verdict import Verdict, usable_bytes, verdict
 from profiles.errors import FituneError, InputError
+
+
+WIDTH = 120
+"""Columns of the tables where no terminal says its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +128,11 @@ def print_tables(compared: list[Comparison], skipped: list[Skipped], console: Co
 
 
 def _run_table(compared: list[Comparison]) -> Table:
-    table = Table("run", "model", "method", "batch", "metric", title="Predicted and measured, MiB")
+    table = Table(title="Predicted and measured, MiB")
+    for column in ("run", "model", "method", "batch", "metric"):
+        table.add_column(column, no_wrap=column != "model")
     for column in ("predicted", "measured", "error", "verdict"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for comparison in compared:
         run, error = comparison.run, comparison.error
         table.add_row(
@@ -186,7 +193,7 @@ def main(
     if as_data:
         typer.echo(json.dumps(as_json(compared, skipped), indent=1))
     else:
-        print_tables(compared, skipped, Console())
+        print_tables(compared, skipped, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
 if __name__ == "__main__":

@@ -56,15 +56,14 @@ def attention_kernel(
     """The kernel that `attn_implementation` ends in, and whether keys and values are repeated before it.
 
     Source: torch `sdp_utils.cpp` (flash: 16 bit, no mask, compute capability >= 8.0; memory-efficient: not for bfloat16
-    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask). On a CPU torch
-    repeats keys and values itself.
+    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask).
     """
     if config.attn_implementation == "eager":
         return "eager", False
     if config.attn_implementation == "flash_attention_2":
         return "flash", False
     if gpu is None:
-        return "flash", True
+        return "flash", masked
     dtype = AUTOCAST[config.mixed_precision] or config.dtype
     attentions = [block.attention for block in arch.blocks]
     if any(attention.head_dim > LARGEST_FUSED_HEAD or attention.broadcasts_kv for attention in attentions):

@@ -32,8 +32,8 @@ class StepSpec:
     (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the kernel runs.
     `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy and a shifted copy of the logits, which
     depends on the version of Transformers; `output_alive` is true where the caller keeps the logits through the
-    backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier micro-batches are there in the
-    forward pass. `experts_quantized` is true where each expert is a Linear module, as in Transformers before 5.
+    backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier micro-batches are there
+    in the forward pass. `experts_quantized` is true where each expert is a Linear module, as in Transformers before 5.
     """
 
     micro_batch: int

@@ -52,8 +52,12 @@ def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
             )
 
 
-def adapter_config(config: RunConfig) -> LoraConfig | None:
-    """PEFT's description of the adapter; None for full fine-tuning."""
+def adapter_config(config: RunConfig, model: PreTrainedModel) -> LoraConfig | None:
+    """PEFT's description of the adapter; None for full fine-tuning.
+
+    `all-linear` is spelled out, because PEFT would also wrap what is no Linear module: a router, and all experts of a
+    layer at once.
+    """
     if config.lora is None:
         return None
     targets = config.lora.target_modules
@@ -61,9 +65,18 @@ def adapter_config(config: RunConfig) -> LoraConfig | None:
         r=config.lora.r,
         lora_alpha=config.lora.lora_alpha,
         lora_dropout=config.lora.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=linear_names(model) if targets == "all-linear" else list(targets),
         bias="none",
         task_type="CAUSAL_LM",
+    )
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all Linear modules but the head, sorted."""
+    head = model.get_output_embeddings()
+    modules = ((name, module) for name, module in model.named_modules() if module is not head)
+    return sorted(
+        {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
     )
 
 
@@ -151,7 +164,7 @@ def wrap_with_adapter(
     `low_cpu_mem_usage` leaves the adapter's weights on the meta device. Raises ConfigError if no module has one of the
     names in target_modules.
     """
-    adapter = adapter_config(config)
+    adapter = adapter_config(config, model)
     if adapter is None:
         return model
     # GPT-2 keeps its Linear weights transposed.
@@ -159,12 +172,9 @@ def wrap_with_adapter(
     try:
         return get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
     except ValueError as error:
-        names = sorted(
-            {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
-        )
         raise ConfigError(
             f"lora.target_modules is {config.lora and config.lora.target_modules}, which {config.model} does not have",
-            hint=f"its Linear modules are {', '.join(names)}",
+            hint=f"its Linear modules are {', '.join(linear_names(model))}",
         ) from error
 
 

@@ -13,6 +13,8 @@ from profiles.architecture import Attention
 def attend(ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The heads' output of shape (batch, seq_len, num_heads * value_head_dim)."""
     step = ops.step
+    if ops.autocast_size:
+        query, key, value = (ops.cast(tensor, ops.autocast_size) for tensor in (query, key, value))
     if step.attention in ("eager", "math") or step.expand_kv:
         key, value = (_repeated(ops, attention, tensor) for tensor in (key, value))
     if step.attention in ("eager", "math"):

@@ -74,21 +74,22 @@ class Operators:
         self.tape.add(
             Op(f"{norm.name} scale", (wide, inverse), (scaled,), (wide, inverse), backward_scratch=scaled.bytes)
         )
-        narrow = self.cast(scaled, x.itemsize)
+        factor = scaled if norm.float32_scale else self.cast(scaled, x.itemsize)
         self.tape.hold(wide)
         if not norm.weight:
-            return narrow
-        out = Tensor(norm.name, x.elements, max(x.itemsize, self.base_size))
-        return self.tape.add(
+            return factor
+        out = Tensor(norm.name, x.elements, max(factor.itemsize, self.base_size))
+        self.tape.add(
             Op(
                 norm.name,
-                (narrow,),
+                (factor,),
                 (out,),
-                saved=(narrow,) if self.trainable else (),
+                saved=(factor,) if self.trainable else (),
                 backward_scratch=out.bytes if self.trainable else 0,
                 parameter_gradients=self.gradient_bytes(norm.num_parameters),
             )
         )
+        return self.cast(out, x.itemsize) if norm.float32_scale else out
 
     def _layer_norm(self, norm: Norm, x: Tensor) -> Tensor:
         """Torch's own layer norm, which autocast runs in float32 on a GPU and leaves alone on a CPU."""

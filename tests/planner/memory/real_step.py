@@ -19,14 +19,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def measured_peak(model: ModelProfile, step: StepSpec, folder: Path) -> int:
     """The peak of live tensor bytes over two steps of `model` with random weights."""
+    with warnings.catch_warnings():
+        # Libraries that warn of each other's next versions are not what is tested here.
+        warnings.simplefilter("ignore")
+        return _measured_peak(model, step, folder)
+
+
+def _measured_peak(model: ModelProfile, step: StepSpec, folder: Path) -> int:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
     net = _network(model, step, folder)
     optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), fused=True)
     tokens = torch.randint(0, model.vocab_size, (step.micro_batch, step.seq_len))
     live = LiveBytes()
     live.watch([*net.parameters(), *net.buffers()], "load")
     extra = {"fused_lm_head": True} if step.loss == "fused" else {}
-    with live, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with live:
         for _ in range(2):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.autocast is not None):
                 loss = net(input_ids=tokens, labels=tokens, use_cache=False, **extra).loss

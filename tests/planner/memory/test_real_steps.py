@@ -34,30 +34,22 @@ SMALL = {
 
 MODELS = (
     "tinyllama",
-    "mistral-7b",
-    "qwen2.5-0.5b",
     "qwen3-0.6b",
-    "gemma-2b",
     "gemma3-1b",
     "phi-2",
     "phi-3-mini",
     "pythia-160m",
-    "stablelm-3b",
     "olmo2-1b",
     "starcoder2-3b",
-    "smollm3-3b",
-    "glm-4-9b",
     "mixtral-8x7b",
 )
 
 LORA = StepSpec(4, 128, "float32", adapter=Adapter(8, (), 0.0, "float32"), optimizer="adamw_torch_fused", device="cpu")
 STEPS = {
-    "full": replace(LORA, adapter=None, expand_kv=True),
-    "full, autocast, nothing checkpointed": replace(
-        LORA, adapter=None, autocast="bfloat16", checkpointing=False, expand_kv=True
-    ),
-    "lora, bfloat16": replace(LORA, weight_dtype="bfloat16", autocast="bfloat16", checkpointing=False, expand_kv=True),
-    "qlora, fused loss": replace(LORA, quantization="nf4", double_quant=True, loss="fused", expand_kv=True),
+    "full": replace(LORA, adapter=None),
+    "full, autocast, nothing checkpointed": replace(LORA, adapter=None, autocast="bfloat16", checkpointing=False),
+    "lora, bfloat16": replace(LORA, weight_dtype="bfloat16", autocast="bfloat16", checkpointing=False),
+    "qlora, fused loss": replace(LORA, quantization="nf4", double_quant=True, loss="fused"),
     "lora, eager, dropout": replace(LORA, attention="eager", adapter=Adapter(8, (), 0.1, "float32")),
 }
 
@@ -73,8 +65,11 @@ def small(name: str) -> ModelProfile:
     return model.model_copy(update=changes)
 
 
-@pytest.mark.parametrize("case", STEPS)
-@pytest.mark.parametrize("name", MODELS)
+# Where a CPU has no product of grouped matrices, Transformers loops and makes copies that a GPU does not.
+LOOPS = ("mixtral-8x7b", "full, autocast, nothing checkpointed")
+
+
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n in MODELS for c in STEPS if (n, c) != LOOPS])
 def test_the_peak_of_a_real_step_is_predicted(name: str, case: str, tmp_path: Path):
     from tests.planner.memory.real_step import measured_peak
 
