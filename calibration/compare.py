@@ -21,7 +21,6 @@ from planner.units import MIB
 from planner.verdict import Verdict, usable_bytes, verdict
 from profiles.errors import FituneError, InputError
 
-
 WIDTH = 120
 """Columns of the tables where no terminal says its own."""
 
