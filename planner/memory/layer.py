@@ -16,8 +16,9 @@ class LayerMemory:
     """What one layer adds to the timeline, in bytes.
 
     `input_bytes` is the residual stream that enters it, `saved` what autograd keeps of it without checkpointing,
-    `cached_bytes` the 16-bit weights that autocast keeps to the end of the forward pass. The forward peaks include the
-    input; that of the backward pass what is saved, the incoming gradient and the gradients of the layer's own weights.
+    `unhooked_bytes` what stays even with it, `cached_bytes` the 16-bit weights that autocast keeps to the end of the
+    forward pass. The forward peaks include the input; that of the backward pass what is saved, the incoming gradient
+    and the gradients of the layer's own weights.
     """
 
     input_bytes: int
@@ -27,7 +28,9 @@ class LayerMemory:
     saved_bytes: int
     cached_bytes: int
     parameter_gradient_bytes: int
+    unhooked_bytes: int
     forward_peak: Moment
+    checkpointed_peak: Moment
     inference_peak: Moment
     backward_peak: Moment
 
@@ -44,8 +47,10 @@ def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
         saved_bytes=tape.saved_bytes(),
         cached_bytes=tape.cached_bytes(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
-        forward_peak=tape.forward_peak(keep=True),
-        inference_peak=tape.forward_peak(keep=False),
+        unhooked_bytes=sum(tensor.bytes for tensor in tape.unhooked()),
+        forward_peak=tape.forward_peak(tape.saved()),
+        checkpointed_peak=tape.forward_peak(tape.unhooked()),
+        inference_peak=tape.forward_peak(),
         backward_peak=tape.backward_peak(),
     )
 

@@ -143,8 +143,9 @@ class Operators:
         narrow = self.cast(x, size)
         out = Tensor(linear.name, self.tokens * linear.out_features, size)
         if self.step.quantization == "int8":
-            products = rounded(out.elements * FLOAT32)
-            op = Op(linear.name, (narrow,), (out,), (narrow,), scratch=narrow.bytes + narrow.elements + products)
+            # LLM.int8 keeps its input as an attribute of the autograd function.
+            working = narrow.bytes + narrow.elements + rounded(out.elements * FLOAT32)
+            op = Op(linear.name, (narrow,), (out,), (narrow,), scratch=working, unhooked=(narrow,))
         else:
             op = Op(linear.name, (narrow,), (out,), scratch=rounded(linear.num_weights * size))
         op.backward_scratch = rounded(linear.num_weights * size)

@@ -46,6 +46,7 @@ class Op:
     `scratch` and `backward_scratch` are bytes that live only while it runs. `parameter_gradients` are bytes of
     gradients of weights that its backward makes and that stay. `cached` tensors live until the autocast region ends.
     With `passes_grad` its backward makes nothing: the inputs get the very gradient that came, as in an addition.
+    `unhooked` tensors are held by an autograd function as plain attributes, where checkpointing cannot drop them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Op:
     passes_grad: bool = False
     parameter_gradients: int = 0
     cached: tuple[Tensor, ...] = ()
+    unhooked: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,10 @@ class Tape:
         """Bytes of all saved tensors."""
         return sum(tensor.bytes for tensor in self.saved())
 
+    def unhooked(self) -> tuple[Tensor, ...]:
+        """What stays alive for the backward pass even under checkpointing, each tensor once."""
+        return tuple(dict.fromkeys(tensor.storage for op in self.ops for tensor in op.unhooked))
+
     def cached_bytes(self) -> int:
         """Bytes that stay until the autocast region ends: 16-bit copies of trainable weights."""
         return sum(tensor.bytes for op in self.ops for tensor in op.cached)
@@ -118,15 +124,16 @@ class Tape:
         """Bytes of the gradients that the backward pass leaves behind."""
         return sum(op.parameter_gradients for op in self.ops)
 
-    def forward_peak(self, keep: bool) -> Moment:
-        """The peak of the forward pass. Without `keep` nothing is saved, as in evaluation or under checkpointing."""
-        last_use = self._last_uses(keep)
+    def forward_peak(self, kept: tuple[Tensor, ...] = ()) -> Moment:
+        """The peak of the forward pass if the tensors in `kept` stay to its end: saved ones, or none in evaluation."""
+        last_use = self._last_uses(kept)
+        stays = set(kept)
         alive = {self.source}
         now = self.source.bytes
         peak = Moment(now, "input", (self.source,))
         for index, op in enumerate(self.ops):
-            born = (*op.outputs, *op.cached, *op.saved) if keep else (*op.outputs, *op.cached)
-            for storage in [tensor.storage for tensor in born]:
+            born = [tensor.storage for tensor in (*op.outputs, *op.cached)]
+            for storage in [*born, *(tensor.storage for tensor in op.saved if tensor.storage in stays)]:
                 if storage not in alive:
                     alive.add(storage)
                     now += storage.bytes
@@ -138,11 +145,10 @@ class Tape:
                     now -= storage.bytes
         return peak
 
-    def _last_uses(self, keep: bool) -> dict[Tensor, int]:
+    def _last_uses(self, kept: tuple[Tensor, ...]) -> dict[Tensor, int]:
         """For each tensor that dies within the forward pass, the index of the operator that uses it last."""
         last_use = {tensor.storage: index for index, op in enumerate(self.ops) for tensor in (*op.inputs, *op.outputs)}
-        immortal = [self.output.storage, *(tensor for op in self.ops for tensor in op.cached)]
-        for tensor in (*immortal, *(self.saved() if keep else ())):
+        for tensor in (self.output.storage, *(tensor for op in self.ops for tensor in op.cached), *kept):
             last_use.pop(tensor, None)
         return last_use
 

@@ -27,7 +27,7 @@ class LayerGroup:
         """Bytes that one layer keeps on the card from its forward to its backward pass."""
         if not self.checkpointed:
             return self.memory.saved_bytes
-        return 0 if self.offloaded else self.memory.input_bytes
+        return self.memory.unhooked_bytes + (0 if self.offloaded else self.memory.input_bytes)
 
     @property
     def cached(self) -> int:
@@ -37,7 +37,7 @@ class LayerGroup:
     @property
     def forward(self) -> Moment:
         """The peak of one layer's forward pass, its input included."""
-        return self.memory.inference_peak if self.checkpointed else self.memory.forward_peak
+        return self.memory.checkpointed_peak if self.checkpointed else self.memory.forward_peak
 
     @property
     def backward(self) -> Moment:
@@ -45,10 +45,12 @@ class LayerGroup:
         backward = self.memory.backward_peak
         if not self.checkpointed:
             return backward
-        if not self.memory.input_saved:
-            backward = replace(backward, bytes=backward.bytes + self.memory.input_bytes)
+        unhooked = self.memory.unhooked_bytes
+        kept = unhooked + (0 if self.memory.input_saved else self.memory.input_bytes)
+        backward = replace(backward, bytes=backward.bytes + kept)
         recompute = self.memory.forward_peak
-        again = Moment(recompute.bytes + self.memory.output_bytes, f"recomputed {recompute.op}", recompute.tensors)
+        needed = recompute.bytes + self.memory.output_bytes + unhooked
+        again = Moment(needed, f"recomputed {recompute.op}", recompute.tensors)
         return max(again, backward, key=lambda moment: moment.bytes)
 
 
@@ -196,9 +198,9 @@ def _loss_memory(architecture: Architecture, step: StepSpec) -> LossMemory:
     tape = loss_tape(architecture, step)
     logits = step.num_tokens * architecture.head.out_features * DTYPE_BYTES[step.compute_dtype]
     return LossMemory(
-        forward=tape.forward_peak(keep=True),
+        forward=tape.forward_peak(tape.saved()),
         backward=tape.backward_peak(),
-        inference=tape.forward_peak(keep=False),
+        inference=tape.forward_peak(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
         kept_bytes=rounded(logits) if step.output_alive else 0,
     )
