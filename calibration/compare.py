@@ -195,5 +195,9 @@ def main(
         print_tables(compared, skipped, Console(width=None if sys.stdout.isatty() else WIDTH))
 
 
+application = typer.Typer(add_completion=False)
+application.command()(main)
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    application()

@@ -55,11 +55,17 @@ def launch(
     """Train what `config`, read from `run_file`, says; the trainer's exit code.
 
     `prediction` is a file in the form of `trainer.record.Prediction`; its figures are shown beside the measured ones.
-    A dry run checks, prints the command to stdout and changes nothing. Raises InputError or EnvironmentFault.
+    A dry run checks, prints the command to stdout and changes nothing; it may leave the data open, as a plan may.
+    Raises InputError or EnvironmentFault.
     """
-    check(config, resume=resume)
+    if not (dry_run and config.data is None):
+        check(config, resume=resume)
     command = training_command(config, run_file, resume=resume)
     if dry_run:
+        if config.data is None:
+            sys.stderr.write(
+                "note: the run file has no data section yet; add `data: {path: FILE}` before you launch it\n"
+            )
         sys.stdout.write(f"{command}\n")
         return 0
     output_dir = Path(config.output_dir)
