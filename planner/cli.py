@@ -1,9 +1,10 @@
 """The command line: `fitune VERB ...`. Each verb is a function in `planner/commands`."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Annotated, cast
 
 import typer
@@ -14,6 +15,9 @@ from profiles.errors import FituneError
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 
 INTERRUPTED = 130
+
+RARELY = 100_000
+"""Objects between two collections: a short process makes many that stay and next to no garbage."""
 
 VERBS = ("can", "plan", "estimate", "launch", "gpus", "models", "runs", "doctor")
 
@@ -35,6 +39,8 @@ def application(verbs: Sequence[str] = VERBS) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         try:
             version = metadata.version("fitune")
         except metadata.PackageNotFoundError:
@@ -66,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Half of the time of an answer goes to imports: a verb does without those of the others, and pydantic without a
     # search for its plugins in all packages that are installed.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.set_threshold(RARELY)
     app = application(arguments[:1] if arguments[:1] and arguments[0] in VERBS else VERBS)
     try:
         return int(app(args=arguments, prog_name="fitune", standalone_mode=False) or 0)

@@ -52,9 +52,12 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(request: Request, estimator: Estimator = estimate) -> Plan:
-    """The best plan for `request`. Raises ConfigError for knobs that contradict each other or the card."""
-    result = search(request, estimator)
+def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> Plan:
+    """The best plan for `request`; with `only_best` some alternatives are not looked for.
+
+    Raises ConfigError for knobs that contradict each other or the card.
+    """
+    result = search(request, estimator, only_best=only_best)
     best, usable = result.best, request.usable_bytes
     shown = best or result.closest
     return Plan(

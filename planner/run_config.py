@@ -20,20 +20,22 @@ DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 class Knobs(BaseModel):
     """A frozen group of knobs that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LoraKnobs(Knobs):
     """A low-rank adapter, in PEFT's own names."""
 
-    r: PositiveInt = 16
-    """Rank of the two matrices of each adapter."""
-    lora_alpha: PositiveInt = 32
-    """Scale of the adapter's output, over r."""
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's input that is dropped in training. 0 also saves a mask and a copy per adapted layer."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the Linear modules that get an adapter; `all-linear` is each one but the head."""
+    r: PositiveInt = Field(16, description="Rank of the two matrices of each adapter.")
+    lora_alpha: PositiveInt = Field(32, description="Scale of the adapter's output, over r.")
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of the adapter's input that is dropped in training; any costs a mask a layer.",
+    )
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="Names of the Linear modules that get an adapter; `all-linear` is each one but the head.",
+    )
 
     @model_validator(mode="after")
     def _some_target(self) -> Self:
@@ -45,92 +47,85 @@ class LoraKnobs(Knobs):
 class DataKnobs(Knobs):
     """Where the examples come from."""
 
-    path: str
-    """A .jsonl, .json, .csv or .parquet file, or a folder written by `datasets`' save_to_disk."""
-    format: DataFormat = "auto"
-    """How a row reads; auto looks at the columns."""
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the rows that is held out for evaluation."""
+    path: str = Field(
+        description="A .jsonl, .json, .csv or .parquet file, or a folder written by `datasets`' save_to_disk."
+    )
+    format: DataFormat = Field("auto", description="How a row reads; auto looks at the columns.")
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the rows that is held out for evaluation."
+    )
 
 
 class RunConfig(Knobs):
     """One fine-tuning run, complete: nothing that matters is left to a library's default."""
 
-    version: Literal[1] = 1
-    """Version of this file format."""
-    model: Annotated[str, Field(min_length=1)]
-    """Hub id, folder with a checkpoint, or an alias of the catalog."""
-    trust_remote_code: bool = False
-    """Run Python code that the model's repository ships. Off unless you read that code."""
-    gpu: str | None = None
-    """The card this was planned for; None means a CPU."""
+    version: Literal[1] = Field(1, description="Version of this file format.")
+    model: Annotated[str, Field(min_length=1)] = Field(
+        description="Hub id, folder with a checkpoint, or an alias of the catalog."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the model's repository ships. Off unless you read that code."
+    )
+    gpu: str | None = Field(None, description="The card this was planned for; None means a CPU.")
 
-    method: Method = "lora"
-    """full trains every weight; lora trains adapters on a 16-bit base; qlora on a quantized base."""
-    quantization: Quantization | None = None
-    """bitsandbytes format of the base's Linear weights; only with qlora."""
-    double_quant: bool = True
-    """Quantize the 4-bit block constants too: 0.37 bit a weight less."""
-    dtype: Dtype = "bfloat16"
-    """Dtype of the weights that are not quantized, as loaded."""
-    mixed_precision: MixedPrecision = "bf16"
-    """Autocast of the forward pass; fp16 also scales the loss."""
-    lora: LoraKnobs | None = None
-    """The adapter; only with lora and qlora."""
+    method: Method = Field(
+        "lora",
+        description="full trains every weight; lora trains adapters on a 16-bit base; qlora on a quantized base.",
+    )
+    quantization: Quantization | None = Field(
+        None, description="bitsandbytes format of the base's Linear weights; only with qlora."
+    )
+    double_quant: bool = Field(True, description="Quantize the 4-bit block constants too: 0.37 bit a weight less.")
+    dtype: Dtype = Field("bfloat16", description="Dtype of the weights that are not quantized, as loaded.")
+    mixed_precision: MixedPrecision = Field(
+        "bf16", description="Autocast of the forward pass; fp16 also scales the loss."
+    )
+    lora: LoraKnobs | None = Field(None, description="The adapter; only with lora and qlora.")
 
-    data: DataKnobs | None = None
-    """The training data; a plan may leave it open, a launch may not."""
-    max_length: PositiveInt = 2048
-    """Tokens a row is cut to."""
-    packing: bool = False
-    """Join short rows up to max_length. Needs a kernel that keeps documents apart."""
+    data: DataKnobs | None = Field(None, description="The training data; a plan may leave it open, a launch may not.")
+    max_length: PositiveInt = Field(2048, description="Tokens a row is cut to.")
+    packing: bool = Field(
+        False, description="Join short rows up to max_length. Needs a kernel that keeps documents apart."
+    )
 
-    per_device_train_batch_size: PositiveInt = 1
-    """Rows a card works on at once."""
-    per_device_eval_batch_size: PositiveInt = 1
-    """Rows a card evaluates at once."""
-    gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches between two optimizer steps."""
-    gradient_checkpointing: bool = True
-    """Keep only the inputs of layers and compute the rest again in the backward pass."""
-    checkpoint_every_n_layers: PositiveInt = 1
-    """Checkpoint each n-th layer only: less recomputation, more memory."""
-    checkpoint_offload: bool = False
-    """Keep the checkpoints in pinned host memory."""
-    attn_implementation: AttentionImplementation = "sdpa"
-    """Transformers' name of the attention code."""
-    loss: LossPath = "fused"
-    """full builds all logits; fused computes the loss tile by tile from hidden states and head."""
+    per_device_train_batch_size: PositiveInt = Field(1, description="Rows a card works on at once.")
+    per_device_eval_batch_size: PositiveInt = Field(1, description="Rows a card evaluates at once.")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches between two optimizer steps.")
+    gradient_checkpointing: bool = Field(
+        True, description="Keep only the inputs of layers and compute the rest again in the backward pass."
+    )
+    checkpoint_every_n_layers: PositiveInt = Field(
+        1, description="Checkpoint each n-th layer only: less recomputation, more memory."
+    )
+    checkpoint_offload: bool = Field(False, description="Keep the checkpoints in pinned host memory.")
+    attn_implementation: AttentionImplementation = Field(
+        "sdpa", description="Transformers' name of the attention code."
+    )
+    loss: LossPath = Field(
+        "fused", description="full builds all logits; fused computes the loss tile by tile from hidden states and head."
+    )
 
-    optim: str = "adamw_torch_fused"
-    """Transformers' name of the optimizer."""
-    learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate."""
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
-    """How the learning rate falls."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
-    num_train_epochs: PositiveFloat = 1.0
-    """Passes over the data, unless max_steps is set."""
-    max_steps: PositiveInt | None = None
-    """Optimizer steps; overrides num_train_epochs."""
-    seed: Annotated[int, Field(ge=0)] = 42
-    """Seed of weights, data order and dropout."""
+    optim: str = Field("adamw_torch_fused", description="Transformers' name of the optimizer.")
+    learning_rate: PositiveFloat = Field(2e-4, description="Peak learning rate.")
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
+        "cosine", description="How the learning rate falls."
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps in which the learning rate rises.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are scaled down to this norm.")
+    num_train_epochs: PositiveFloat = Field(1.0, description="Passes over the data, unless max_steps is set.")
+    max_steps: PositiveInt | None = Field(None, description="Optimizer steps; overrides num_train_epochs.")
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of weights, data order and dropout.")
 
-    output_dir: Annotated[str, Field(min_length=1)] = "runs/fitune"
-    """Folder of checkpoints, final weights and the record."""
-    logging_steps: PositiveInt = 10
-    """Steps between two log lines."""
-    save_steps: PositiveInt = 200
-    """Steps between two checkpoints."""
-    save_total_limit: PositiveInt = 2
-    """Checkpoints kept on disk."""
-    eval_steps: PositiveInt | None = None
-    """Steps between two evaluations; None evaluates at the end only."""
+    output_dir: Annotated[str, Field(min_length=1)] = Field(
+        "runs/fitune", description="Folder of checkpoints, final weights and the record."
+    )
+    logging_steps: PositiveInt = Field(10, description="Steps between two log lines.")
+    save_steps: PositiveInt = Field(200, description="Steps between two checkpoints.")
+    save_total_limit: PositiveInt = Field(2, description="Checkpoints kept on disk.")
+    eval_steps: PositiveInt | None = Field(
+        None, description="Steps between two evaluations; None evaluates at the end only."
+    )
 
     @model_validator(mode="after")
     def _method_and_base_agree(self) -> Self:

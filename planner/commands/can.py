@@ -73,7 +73,7 @@ def _answer_for_common_cards(model: str, wishes: Wishes, json: bool) -> int:
     """One answer for each of the common cards, below that of the cheapest that does."""
     request = request_for(model, find_card(COMMON_CARDS[-1]), wishes)
     answers = ask_common_cards(request)
-    plan = make_plan(replace(request, gpu=cheapest(answers).gpu))
+    plan = make_plan(replace(request, gpu=cheapest(answers).gpu), only_best=not json)
     if json:
         print_json(plan_document(plan) | {"cards": [card_document(answer) for answer in answers]})
     else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 from planner.memory.parameters import (
@@ -30,34 +29,34 @@ Phase = Literal["load", "forward", "loss", "backward", "step", "evaluation"]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Something that is alive at the peak, in bytes. `explain` writes the arithmetic behind them when it is wanted."""
+    """Something that is alive at the peak: its bytes and the arithmetic behind them."""
 
     name: str
     bytes: int
-    explain: Callable[[], str] = field(repr=False, compare=False)
-
-    @property
-    def why(self) -> str:
-        """The arithmetic behind the bytes, in numbers."""
-        return self.explain()
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
     """What one step needs on one GPU, in bytes.
 
-    `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest; `components` are alive in
-    it and add up to `allocated_bytes`. `reserved_bytes` is what torch's caching allocator takes for that,
-    `process_bytes` what nvidia-smi shows. `interval_bytes` is where the process memory of a measured run is expected.
+    `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest. `reserved_bytes` is what
+    torch's caching allocator takes for that, `process_bytes` what nvidia-smi shows. `interval_bytes` is where the
+    process memory of a measured run is expected.
     """
 
-    components: tuple[Component, ...]
     phases: dict[Phase, int]
     binding_phase: Phase
     allocated_bytes: int
     reserved_bytes: int
     process_bytes: int
     interval_bytes: tuple[int, int]
+    explain: Callable[[], tuple[Component, ...]] = field(repr=False, compare=False)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What is alive in the binding phase; it adds up to `allocated_bytes`. Written when it is asked for."""
+        return self.explain()
 
 
 def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> MemoryEstimate:
@@ -74,18 +73,21 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     phases["load"] = sum(static[name] for name in LOADED) + _largest_tensor(arch, step)
     binding = max(phases, key=lambda phase: phases[phase])
     parts, peak = moments.get(binding, ({"tensor that is being loaded": phases["load"] - always}, None))
-    alive = {name: size for name, size in (static | parts).items() if size}
     activations = max(peak.bytes - peak.gradients for _, peak in moments.values() if peak)
     process = process_memory(phases[binding], activations, binding == "step", step, gpu)
     return MemoryEstimate(
-        components=tuple(Component(name, size, partial(_why, name, arch, step, peak)) for name, size in alive.items()),
         phases=phases,
         binding_phase=binding,
         allocated_bytes=phases[binding],
         reserved_bytes=process.reserved_bytes,
         process_bytes=process.process_bytes,
         interval_bytes=process.interval_bytes,
+        explain=lambda: _components(static | parts, arch, step, peak),
     )
+
+
+def _components(sizes: dict[str, int], arch: Architecture, step: StepSpec, peak: Peak | None) -> tuple[Component, ...]:
+    return tuple(Component(name, size, _why(name, arch, step, peak)) for name, size in sizes.items() if size)
 
 
 LOADED = ("weights", "quantized weights")

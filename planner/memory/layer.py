@@ -39,6 +39,7 @@ class LayerMemory:
 def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
     """The memory of one layer of `block`, its tape replayed forward and backward."""
     tape = layer_tape(block, step, hidden_size)
+    unhooked, inference = tape.unhooked(), tape.forward_peak()
     return LayerMemory(
         input_bytes=tape.source.bytes,
         input_saved=tape.source in tape.saved(),
@@ -47,10 +48,10 @@ def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
         saved_bytes=tape.saved_bytes(),
         cached_bytes=tape.cached_bytes(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
-        unhooked_bytes=sum(tensor.bytes for tensor in tape.unhooked()),
+        unhooked_bytes=sum(tensor.bytes for tensor in unhooked),
         forward_peak=tape.forward_peak(tape.saved()),
-        checkpointed_peak=tape.forward_peak(tape.unhooked()),
-        inference_peak=tape.forward_peak(),
+        checkpointed_peak=tape.forward_peak(unhooked) if unhooked else inference,
+        inference_peak=inference,
         backward_peak=tape.backward_peak(),
     )
 
