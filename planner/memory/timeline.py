@@ -84,8 +84,9 @@ class Timeline:
     backward: Peak
 
 
+@lru_cache(maxsize=4096)
 def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
-    """The activations and gradients of one step over time."""
+    """The activations and gradients of one step over time; they are the same on every card that runs this step."""
     groups = tuple(layer_groups(architecture, step))
     embedded = _embedding_output(step, groups[0])
     stored = embedded + sum(group.stored * group.count for group in groups)
