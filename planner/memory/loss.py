@@ -36,7 +36,7 @@ def _scalar(ops: Operators, name: str, inputs: tuple[Tensor, ...], saved: tuple[
 
 def _logits(ops: Operators, head: Linear, x: Tensor, capped: bool) -> Tensor:
     """All logits; the caller's output keeps them to the end of the backward pass where the step says so."""
-    logits = ops.linear(head, x)
+    logits = ops.plain(head, x)
     if ops.step.output_alive:
         head_op = ops.tape.ops[-1]
         head_op.saved += (logits,)

@@ -60,7 +60,7 @@ class Operators:
         return self.tape.add(Op("promote", (x,), (Tensor(f"{x.name} promoted", x.elements, itemsize, base=x),)))
 
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
-        """A normalisation of `x`; autograd keeps its float32 input where the module computes in float32."""
+        """A normalization of `x`; autograd keeps its float32 input where the module computes in float32."""
         if norm.kind == "layer_norm":
             return self._layer_norm(norm, x)
         wide = self.cast(x, FLOAT32) if norm.upcast else x
@@ -70,7 +70,7 @@ class Operators:
             Op(f"{norm.name} square", (wide,), (Tensor("square", x.elements, wide.itemsize),), (wide,))
         )
         self.tape.add(Op(f"{norm.name} rsqrt", (square,), (inverse,), (inverse,)))
-        scaled = Tensor(f"{norm.name} normalised", x.elements, wide.itemsize)
+        scaled = Tensor(f"{norm.name} normalized", x.elements, wide.itemsize)
         self.tape.add(
             Op(f"{norm.name} scale", (wide, inverse), (scaled,), (wide, inverse), backward_scratch=scaled.bytes)
         )
@@ -102,18 +102,17 @@ class Operators:
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
         adapter = self.step.adapter
-        result = self._quantized(linear, x) if self._is_quantized(linear) else self._plain(linear, x)
+        quantized = self.step.quantization is not None
+        result = self._quantized(linear, x) if quantized else self.plain(linear, x)
         if adapter is None or linear.name not in adapter.targets:
             return result
-        if self._is_quantized(linear):
+        if quantized:
             clone = Tensor(f"{linear.name} clone", result.elements, result.itemsize)
             result = self.tape.add(Op(f"{linear.name} clone", (result,), (clone,), passes_grad=True))
         return self._adapted(adapter, linear, x, result)
 
-    def _is_quantized(self, linear: Linear) -> bool:
-        return self.step.quantization is not None and linear.name != "lm_head"
-
-    def _plain(self, linear: Linear, x: Tensor) -> Tensor:
+    def plain(self, linear: Linear, x: Tensor) -> Tensor:
+        """A projection by a matrix that is neither quantized nor adapted, as the head's is."""
         size = self.autocast_size or x.itemsize
         narrow = self.cast(x, size)
         out = Tensor(linear.name, self.tokens * linear.out_features, size)
@@ -155,7 +154,7 @@ class Operators:
         """result + B(A(dropout(x))) * scale, with the casts that PEFT and autocast make on the way."""
         adapter_size = DTYPE_BYTES[adapter.dtype]
         size = self.autocast_size or adapter_size
-        if not (self.autocast_size and self._is_quantized(linear)):
+        if not (self.autocast_size and self.step.quantization):
             x = self.cast(x, adapter_size)
         if adapter.dropout:
             x = self._dropout(x)
