@@ -73,7 +73,7 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         losers=result.losers,
         shortfall=None if best else shortfall(shown.estimate, usable),
         nearest=() if best else nearest_changes(request, estimator),
-        notes=tuple(_notes(request, shown.config)),
+        notes=tuple(_notes(request, shown.config, planned=best is not None)),
     )
 
 
@@ -105,11 +105,12 @@ def _with_warmup(request: Request, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"warmup_steps": ceil(WARMUP_SHARE * num_steps)})
 
 
-def _notes(request: Request, config: RunConfig) -> Iterator[str]:
-    """What was assumed or decided without being asked."""
+def _notes(request: Request, config: RunConfig, planned: bool) -> Iterator[str]:
+    """What was assumed or decided without being asked; the length of what does not fit is no decision."""
     if reference := reference_shape(request.model_name or ""):
         yield f"{reference.size} is answered for {reference.hf_id}: {reference.why}"
-    yield from _length_notes(request, config)
+    if planned:
+        yield from _length_notes(request, config)
     yield from _precision_notes(request, config)
     if "attn_implementation" not in request.knobs:
         yield from _attention_notes(config)

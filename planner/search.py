@@ -188,5 +188,5 @@ def _lossier(candidate: Candidate, best: Candidate) -> str:
 
 def _slower(candidate: Candidate, best: Candidate) -> str:
     if candidate.tokens_per_second is None or best.tokens_per_second is None:
-        return f"about {1 - candidate.pace / best.pace:.0%} slower"
+        return f"about {1 - candidate.pace / best.pace:.0%} slower, as a card of known speed would run it"
     return f"slower: {candidate.tokens_per_second:,.0f} vs {best.tokens_per_second:,.0f} tokens/s"

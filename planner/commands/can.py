@@ -34,7 +34,9 @@ def can(
     settings: Settings = None,
     json: Json = False,
 ) -> int:
-    """Say whether MODEL can be fine-tuned on GPU, with which settings, and where the memory goes.
+    """Say whether MODEL can be fine-tuned on GPU, and how.
+
+    The answer has the settings, the speed, and where the memory goes.
 
     Without --gpu the answer is for this machine's card; without a card, for the common ones.
     Returns 0 if it fits, 1 if it does not.

@@ -14,7 +14,9 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def doctor(json: Json = False) -> int:
-    """Look at Python, packages, driver, card, torch, disk and memory; name the cure of each problem.
+    """Look for what keeps this machine from training.
+
+    Python, packages, driver, card, torch, disk and memory; with the cure of each problem.
 
     Returns 1 if something blocks training here.
 

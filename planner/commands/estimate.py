@@ -40,7 +40,9 @@ def estimate(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Estimate the memory of one configuration: each phase of the step, each part, and what the driver will show.
+    """Estimate the memory of one configuration.
+
+    It has each phase of the step, each part, and what the driver will show.
 
     A MODEL is estimated as usual: LoRA, one row of 2048 tokens at a time; --set changes any knob.
     Returns 1 if it does not fit the card.

@@ -33,7 +33,7 @@ def gpus(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List the cards that fitune knows: memory as torch sees it, speed, price.
+    """List the cards: memory as torch sees it, speed, price.
 
     \b
     Examples:

@@ -36,7 +36,9 @@ def launch(
     force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
     json: Json = False,
 ) -> int:
-    """Predict the memory of a run file, start the training, and return its exit code.
+    """Train what a run file says, if it is predicted to fit.
+
+    The exit code is that of the training.
 
     A run that is predicted not to fit is refused, with a configuration that would. The run folder keeps the
     prediction and, at the end, a record of predicted and measured.

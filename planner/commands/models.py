@@ -35,7 +35,7 @@ def models(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List the models that fitune knows without asking the Hub, smallest first.
+    """List the models that are known without the Hub.
 
     \b
     Examples:

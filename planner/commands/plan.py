@@ -45,7 +45,9 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="List every configuration that lost, and why.")] = False,
     json: Json = False,
 ) -> int:
-    """Find the best configuration of MODEL that fits GPU, what else could be traded, and write the run file.
+    """Write the best configuration of MODEL that fits GPU.
+
+    Beside it stand what else could be traded, and why the others lost.
 
     What you give is kept; the rest is searched: the least lossy base that fits, then the fastest.
     Without --gpu the plan is for this machine's card, or its CPU. Returns 1 if nothing fits.

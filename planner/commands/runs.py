@@ -34,7 +34,9 @@ def runs(
     ),
     json: Json = False,
 ) -> int:
-    """List the runs recorded under a folder, with the memory of live tensors predicted and measured.
+    """List recorded runs, predicted and measured.
+
+    Memory is that of live tensors.
 
     \b
     Examples:
