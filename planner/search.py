@@ -22,6 +22,9 @@ from profiles.model import ModelProfile
 
 Estimator = Callable[[ModelProfile, StepSpec, GpuProfile | None], MemoryEstimate]
 
+Prune = Callable[[Iterable[RunConfig], str], None]
+"""Takes note of configurations that lost without being estimated, and why."""
+
 SAME_SPEED = 0.02
 """Candidates whose predicted speeds differ by less cannot be told apart: the error of the speed model is larger."""
 
@@ -62,17 +65,22 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     """The best configuration for `request`, and how all others compare.
 
     A length or rank that the user left open shrinks only if nothing fits. With `only_best` no lossier base or weights
-    are tried once something fits: they cannot win, but are missed among the alternatives. Raises ConfigError for knobs
-    that contradict each other or the card.
+    are tried once something fits: they cannot win, but are missed among the alternatives and losers. Raises ConfigError
+    for knobs that contradict each other or the card.
     """
     judge = Judge(request, estimator)
     candidates: list[Candidate] = []
     pruned: list[Loser] = []
+
+    def prune(configs: Iterable[RunConfig], why: str) -> None:
+        if not only_best:
+            pruned.extend(Loser(config, why) for config in configs)
+
     for max_length, rank in openings(request):
         for _, weights in groupby(
             groups(request, max_length, rank), key=lambda group: group.lossiness.without_optimizer
         ):
-            _judge_optimizers(judge, weights, candidates, pruned)
+            _judge_optimizers(judge, weights, candidates, prune)
             if only_best and _some_fits(candidates):
                 break
         if _some_fits(candidates):
@@ -84,17 +92,17 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
 
 
-def _judge_optimizers(judge: Judge, alike: Iterable[Group], candidates: list[Candidate], pruned: list[Loser]) -> None:
+def _judge_optimizers(judge: Judge, alike: Iterable[Group], candidates: list[Candidate], prune: Prune) -> None:
     """Judge groups with the same weights. Once something fits, a lossier optimizer cannot win, so it is not tried."""
     found: list[Candidate] = []
     for _, tier in groupby(alike, key=lambda group: group.lossiness):
         tried = not _some_fits(found)
         for group in tier:
             if tried:
-                _judge_group(judge, group, found, pruned)
+                _judge_group(judge, group, found, prune)
             else:
-                why = f"lossier optimizer: {group.rows[0][0].optim}"
-                pruned.extend(Loser(config, why) for row in group.rows for config in row)
+                for row in group.rows:
+                    prune(row, f"lossier optimizer: {row.first.optim}")
     candidates.extend(found)
 
 
@@ -102,7 +110,7 @@ def _some_fits(candidates: Iterable[Candidate]) -> bool:
     return any(candidate.verdict == "fits" for candidate in candidates)
 
 
-def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], pruned: list[Loser]) -> None:
+def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], prune: Prune) -> None:
     """Judge the configurations of `group`, but for those that need more than one that is already too big."""
     width = len(group.rows[0])
     why = ""
@@ -114,10 +122,10 @@ def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], pruned
                 width = column
                 missing = format_bytes(missing_bytes(candidate.estimate, judge.usable))
                 why = f"bigger than a candidate that already needs {missing} more"
-                pruned.extend(Loser(larger, why) for larger in row[column + 1 :])
+                prune(row[column + 1 :], why)
                 break
         else:
-            pruned.extend(Loser(larger, why) for larger in row[width:])
+            prune(row[width:], why)
 
 
 def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -1,9 +1,9 @@
 """Every configuration that a request leaves open, in groups that differ only in checkpointing and micro-batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, overload
 
 from pydantic import ValidationError
 
@@ -60,6 +60,29 @@ class Lossiness:
 
 
 @dataclass(frozen=True, slots=True)
+class Row(Sequence[RunConfig]):
+    """Configurations alike but for the micro-batch, which rises; each is made when it is asked for."""
+
+    first: RunConfig
+    checkpointing: Knobs
+    batches: tuple[Knobs, ...]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @overload
+    def __getitem__(self, index: int) -> RunConfig: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Row": ...
+
+    def __getitem__(self, index: int | slice) -> "RunConfig | Row":
+        if isinstance(index, slice):
+            return Row(self.first, self.checkpointing, self.batches[index])
+        return self.first.model_copy(update=self.checkpointing | self.batches[index])
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Configurations alike but for checkpointing and micro-batch.
 
@@ -67,7 +90,7 @@ class Group:
     """
 
     lossiness: Lossiness
-    rows: tuple[tuple[RunConfig, ...], ...]
+    rows: tuple[Row, ...]
 
 
 def openings(request: Request) -> tuple[tuple[int, int], ...]:
@@ -105,8 +128,7 @@ def groups(request: Request, max_length: int, rank: int) -> Iterator[Group]:
         first = _config(request, knobs | checkpoints[0] | batches[0], max_length, rank)
         for objection in objections(first, request.model, request.gpu):
             raise ConfigError(objection)
-        rows = (tuple(first.model_copy(update=row | batch) for batch in batches) for row in checkpoints)
-        yield Group(lossiness, tuple(rows))
+        yield Group(lossiness, tuple(Row(first, row, batches) for row in checkpoints))
 
 
 def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
