@@ -20,6 +20,11 @@ PACE_GPU = "A100-SXM4-80GB"
 """Where the speed of a card or a CPU is unknown, candidates are compared as this well measured card would run them."""
 
 
+def needs_package(config: RunConfig) -> bool:
+    """Whether `config` needs more than torch and the trainer."""
+    return config.attn_implementation == "flash_attention_2"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A configuration and what is predicted of it.
@@ -40,7 +45,7 @@ class Candidate:
     @property
     def needs_package(self) -> bool:
         """Whether more must be installed than torch and the trainer."""
-        return self.config.attn_implementation == "flash_attention_2"
+        return needs_package(self.config)
 
     @property
     def num_changes(self) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from planner.candidate import Candidate, Judge
+from planner.candidate import Candidate, Judge, needs_package
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.request import Request
 from planner.run_config import RunConfig
@@ -65,8 +65,8 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     """The best configuration for `request`, and how all others compare.
 
     A length or rank that the user left open shrinks only if nothing fits. With `only_best` no lossier base or weights
-    are tried once something fits: they cannot win, but are missed among the alternatives and losers. Raises ConfigError
-    for knobs that contradict each other or the card.
+    and no attention that needs a package are tried once something fits: they cannot win, but are missed among the
+    alternatives and losers. Raises ConfigError for knobs that contradict each other or the card.
     """
     judge = Judge(request, estimator)
     candidates: list[Candidate] = []
@@ -80,7 +80,7 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
         for _, weights in groupby(
             groups(request, max_length, rank), key=lambda group: group.lossiness.without_optimizer
         ):
-            _judge_optimizers(judge, weights, candidates, prune)
+            _judge_optimizers(judge, weights, candidates, prune, only_best)
             if only_best and _some_fits(candidates):
                 break
         if _some_fits(candidates):
@@ -92,12 +92,16 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
 
 
-def _judge_optimizers(judge: Judge, alike: Iterable[Group], candidates: list[Candidate], prune: Prune) -> None:
+def _judge_optimizers(
+    judge: Judge, alike: Iterable[Group], candidates: list[Candidate], prune: Prune, only_best: bool
+) -> None:
     """Judge groups with the same weights. Once something fits, a lossier optimizer cannot win, so it is not tried."""
     found: list[Candidate] = []
     for _, tier in groupby(alike, key=lambda group: group.lossiness):
         tried = not _some_fits(found)
         for group in tier:
+            if only_best and needs_package(group.rows[0].first) and _some_fit_as_installed(found):
+                continue
             if tried:
                 _judge_group(judge, group, found, prune)
             else:
@@ -108,6 +112,10 @@ def _judge_optimizers(judge: Judge, alike: Iterable[Group], candidates: list[Can
 
 def _some_fits(candidates: Iterable[Candidate]) -> bool:
     return any(candidate.verdict == "fits" for candidate in candidates)
+
+
+def _some_fit_as_installed(candidates: Iterable[Candidate]) -> bool:
+    return _some_fits(candidate for candidate in candidates if not candidate.needs_package)
 
 
 def _judge_group(judge: Judge, group: Group, candidates: list[Candidate], prune: Prune) -> None:

@@ -9,17 +9,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Phase = Literal["load", "forward", "backward", "step"]
+from planner.memory.tape import rounded
 
-# CUDA's allocator hands out multiples of this; a CPU is counted alike, so that the two can be compared.
-BLOCK_BYTES = 512
+Phase = Literal["load", "forward", "backward", "step"]
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
     """While active, counts the bytes of each storage on the CPU from the first operation that shows it to its end.
 
-    A storage counts once, however many tensors view it. `peaks` has the largest count of each phase; the backward pass
-    is told from the forward pass by itself, the others are set in `phase`. Evaluation counts as a forward pass.
+    A storage counts once, however many tensors view it, in blocks as large as those of CUDA's allocator. `peaks` has
+    the largest count of each phase; the backward pass is told from the forward pass by itself, the others are set in
+    `phase`. Evaluation counts as a forward pass.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
         storage = leaf.untyped_storage()
         key = id(storage)
         if key not in self._known:
-            size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+            size = rounded(storage.nbytes())
             self._known[key] = weakref.ref(storage, partial(self._freed, key, size))
             self.now += size
 
