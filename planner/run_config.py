@@ -1,20 +1,48 @@
 """Every knob of a run, once. A `RunConfig` is what is searched, estimated, written as YAML and launched."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
 from profiles.errors import ConfigError
 
-Method = Literal["full", "lora", "qlora"]
+Method = Literal["full", "lora", "qlora", "peft"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal["nf4", "fp4", "int8"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2"]
 LossPath = Literal["full", "fused"]
-DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
+LoraInit = Literal[True, False, "gaussian", "olora", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
+Objective = Literal["sft", "dpo", "ipo", "orpo", "kto", "reward"]
+DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "kto"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+PAIRED: frozenset[Objective] = frozenset({"dpo", "ipo", "orpo", "reward"})
+"""Objectives whose examples are pairs: the chosen and the rejected answer pass the model together, as two rows."""
+
+REFERRING: frozenset[Objective] = frozenset({"dpo", "ipo", "kto"})
+"""Objectives that compare the model with a frozen reference: what it was before."""
+
+LOSS_PATHS: dict[Objective, tuple[LossPath, ...]] = {
+    "sft": ("fused", "full"),
+    "dpo": ("fused",),
+    "ipo": ("fused",),
+    "kto": ("fused",),
+    "orpo": ("full",),
+    "reward": ("full",),
+}
+"""The ways to the loss that TRL 1.16 has for each objective, the usual one first. A reward head has one output a token,
+so there is nothing to fuse."""
 
 
 class Knobs(BaseModel):
@@ -37,11 +65,67 @@ class LoraKnobs(Knobs):
         description="Names of the Linear modules that get an adapter; `all-linear` is each one but the head.",
     )
 
+    use_rslora: bool = Field(
+        False, description="rsLoRA: the adapter's output is scaled by lora_alpha over the square root of r."
+    )
+    use_dora: bool = Field(
+        False, description="DoRA: the length of each row of a weight learns apart from its direction; costs memory."
+    )
+    init_lora_weights: LoraInit = Field(
+        True,
+        description="How the matrices begin; true is PEFT's usual way. pissa, olora and mica change the base as well.",
+    )
+
     @model_validator(mode="after")
     def _some_target(self) -> Self:
         if not self.target_modules:
             raise ValueError("target_modules is empty; name at least one module, or write all-linear")
         return self
+
+
+class PreferenceKnobs(Knobs):
+    """How strongly a preference counts, in TRL's own names; an option that the objective does not read keeps its default."""
+
+    beta: PositiveFloat = Field(
+        0.1,
+        description="dpo, ipo, kto: how far the model may leave the reference, less with more; "
+        "orpo: weight of the odds ratio beside the likelihood.",
+    )
+    precompute_ref_log_probs: bool = Field(
+        False,
+        description="dpo, ipo, kto: ask the reference once before training instead of in each step. Saves its memory "
+        "and time in the step.",
+    )
+    desirable_weight: PositiveFloat = Field(1.0, description="kto: weight of the examples that are labelled good.")
+    undesirable_weight: PositiveFloat = Field(1.0, description="kto: weight of the examples that are labelled bad.")
+    center_rewards_coefficient: PositiveFloat | None = Field(
+        None, description="reward: pull towards rewards around zero, None for no pull; 0.01 is usual."
+    )
+
+
+READ_BY: dict[str, frozenset[Objective]] = {
+    "beta": frozenset({"dpo", "ipo", "kto", "orpo"}),
+    "precompute_ref_log_probs": REFERRING,
+    "desirable_weight": frozenset({"kto"}),
+    "undesirable_weight": frozenset({"kto"}),
+    "center_rewards_coefficient": frozenset({"reward"}),
+}
+"""The objectives that read each option of `PreferenceKnobs`."""
+
+
+class PeftKnobs(BaseModel):
+    """Another method of PEFT: its name, and its options in PEFT's own names, which differ from method to method."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: Annotated[str, StringConstraints(to_upper=True, min_length=1)] = Field(
+        description="PEFT's name of the method, in any case; `fitune methods` lists them with their options."
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        return dict(self.model_extra or {})
 
 
 class DataKnobs(Knobs):
@@ -68,12 +152,23 @@ class RunConfig(Knobs):
     )
     gpu: str | None = Field(None, description="The card this was planned for; None means a CPU.")
 
+    objective: Objective = Field(
+        "sft",
+        description="sft learns answers, also those of an encoder-decoder; dpo, ipo and orpo learn which of two is "
+        "better, kto from single good and bad ones; reward trains a model that scores answers.",
+    )
+    preference: PreferenceKnobs | None = Field(
+        default_factory=lambda known: None if known.get("objective", "sft") == "sft" else PreferenceKnobs(),
+        description="Options of the objective; none with sft.",
+    )
+
     method: Method = Field(
         "lora",
-        description="full trains every weight; lora trains adapters on a 16-bit base; qlora on a quantized base.",
+        description="full trains every weight; lora trains adapters on a 16-bit base, qlora on a quantized one; "
+        "peft any other method of PEFT, on either.",
     )
     quantization: Quantization | None = Field(
-        None, description="bitsandbytes format of the base's Linear weights; only with qlora."
+        None, description="bitsandbytes format of the base's Linear weights; with qlora and peft."
     )
     double_quant: bool = Field(True, description="Quantize the 4-bit block constants too: 0.37 bit a weight less.")
     dtype: Dtype = Field("bfloat16", description="Dtype of the weights that are not quantized, as loaded.")
@@ -81,15 +176,23 @@ class RunConfig(Knobs):
         "bf16", description="Autocast of the forward pass; fp16 also scales the loss."
     )
     lora: LoraKnobs | None = Field(None, description="The adapter; only with lora and qlora.")
+    peft: PeftKnobs | None = Field(None, description="The method of PEFT and its options; only with peft.")
 
     data: DataKnobs | None = Field(None, description="The training data; a plan may leave it open, a launch may not.")
     max_length: PositiveInt = Field(2048, description="Tokens a row is cut to.")
+    max_target_length: PositiveInt | None = Field(
+        None,
+        description="Tokens the answer is cut to where an encoder reads the prompt; None takes max_length. "
+        "Models without an encoder have no use for it.",
+    )
     packing: bool = Field(
         False, description="Join short rows up to max_length. Needs a kernel that keeps documents apart."
     )
 
-    per_device_train_batch_size: PositiveInt = Field(1, description="Rows a card works on at once.")
-    per_device_eval_batch_size: PositiveInt = Field(1, description="Rows a card evaluates at once.")
+    per_device_train_batch_size: PositiveInt = Field(
+        1, description="Examples a card works on at once; a preference pair is one example and two rows."
+    )
+    per_device_eval_batch_size: PositiveInt = Field(1, description="Examples a card evaluates at once.")
     gradient_accumulation_steps: PositiveInt = Field(1, description="Micro-batches between two optimizer steps.")
     gradient_checkpointing: bool = Field(
         True, description="Keep only the inputs of layers and compute the rest again in the backward pass."
@@ -102,7 +205,8 @@ class RunConfig(Knobs):
         "sdpa", description="Transformers' name of the attention code."
     )
     loss: LossPath = Field(
-        "fused", description="full builds all logits; fused computes the loss tile by tile from hidden states and head."
+        default_factory=lambda known: LOSS_PATHS[known.get("objective", "sft")][0],
+        description="full builds all logits; fused computes the loss tile by tile from hidden states and head.",
     )
 
     optim: str = Field("adamw_torch_fused", description="Transformers' name of the optimizer.")
@@ -129,15 +233,20 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _method_and_base_agree(self) -> Self:
-        if (self.method == "qlora") != (self.quantization is not None):
+        if self.method != "peft" and (self.method == "qlora") != (self.quantization is not None):
             raise ValueError(
                 f"method is {self.method}, but quantization is {self.quantization or 'none'}; "
                 "qlora needs nf4, fp4 or int8, the other methods none"
             )
-        if (self.method == "full") == (self.lora is not None):
+        if (self.method in ("lora", "qlora")) != (self.lora is not None):
             raise ValueError(
                 f"method is {self.method}, but the lora section is {'there' if self.lora else 'missing'}; "
-                "lora and qlora need it, full must not have it"
+                "lora and qlora need it, the other methods must not have it"
+            )
+        if (self.method == "peft") != (self.peft is not None):
+            raise ValueError(
+                f"method is {self.method}, but the peft section is {'there' if self.peft else 'missing'}; "
+                "peft needs it, the other methods must not have it"
             )
         return self
 
@@ -152,6 +261,37 @@ class RunConfig(Knobs):
         return self
 
     @model_validator(mode="after")
+    def _objective_agrees(self) -> Self:
+        if (self.objective == "sft") != (self.preference is None):
+            raise ValueError(
+                f"objective is {self.objective}, but the preference section is "
+                f"{'there' if self.preference else 'missing'}; sft must not have it, the other objectives need it"
+            )
+        if self.loss not in LOSS_PATHS[self.objective]:
+            raise ValueError(
+                f"loss is {self.loss}, but {self.objective} has no such way to the loss; "
+                f"use {LOSS_PATHS[self.objective][0]}"
+            )
+        if self.packing and self.objective != "sft":
+            raise ValueError(f"packing joins rows, but {self.objective} compares whole answers; set packing to false")
+        if self.objective == "kto" and self.per_device_train_batch_size == 1:
+            raise ValueError("per_device_train_batch_size is 1, but kto compares the answers of a batch; use 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        usual = PreferenceKnobs()
+        for name, objectives in READ_BY.items():
+            if self.preference is None or self.objective in objectives:
+                continue
+            if getattr(self.preference, name) != getattr(usual, name):
+                raise ValueError(
+                    f"preference.{name} has no effect on {self.objective}, only on {', '.join(sorted(objectives))}; "
+                    "leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _checkpointing_agrees(self) -> Self:
         if not self.gradient_checkpointing and (self.checkpoint_every_n_layers > 1 or self.checkpoint_offload):
             raise ValueError(
@@ -162,7 +302,7 @@ class RunConfig(Knobs):
 
     @property
     def effective_batch_size(self) -> int:
-        """Rows that one optimizer step sees on one card."""
+        """Examples that one optimizer step sees on one card."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 

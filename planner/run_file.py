@@ -22,10 +22,11 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "How: which weights, in which number formats.",
         ("method", "quantization", "double_quant", "dtype", "mixed_precision"),
     ),
-    ("The adapter.", ("lora",)),
-    ("The data, and how long a row may be.", ("data", "max_length", "packing")),
+    ("The adapter.", ("lora", "peft")),
+    ("What is learned from the data.", ("objective", "preference")),
+    ("The data, and how long a row may be.", ("data", "max_length", "max_target_length", "packing")),
     (
-        "The batch. Rows of one optimizer step: per_device_train_batch_size x gradient_accumulation_steps.",
+        "The batch. Examples of one optimizer step: per_device_train_batch_size x gradient_accumulation_steps.",
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     ),
     (

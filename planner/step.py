@@ -3,29 +3,46 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.run_config import Dtype, Quantization
+from planner.run_config import Dtype, Objective, Quantization
 
 AttentionKernel = Literal["eager", "math", "efficient", "flash"]
 """eager is Transformers' own code; math, efficient and flash are the kernels of torch's fused attention."""
 
-StepLoss = Literal["full", "full_inplace", "chunked", "fused", "liger"]
+StepLoss = Literal["full", "full_inplace", "chunked", "fused", "liger", "odds_ratio", "score"]
 """full: all logits, then cross entropy; full_inplace: the gradient is written over the logits; chunked: 256 rows at a
-time, recomputed; fused: TRL's tiles of tokens x vocabulary; liger: Liger's fused linear cross entropy."""
+time, recomputed; fused: TRL's tiles of tokens x vocabulary; liger: Liger's fused linear cross entropy; odds_ratio: all
+logits, of which ORPO takes two losses; score: a reward head, one number a token."""
+
+Reference = Literal["none", "adapter_off", "copy"]
+"""Where a frozen reference answers in the step: nowhere (also if it was asked before), the base below the adapter, or a
+second copy of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter as the step sees it. `targets` are names of Linear modules."""
+    """An adapter as the step sees it. `dtype` is that of the weights that learn; `targets` are names of Linear modules.
+
+    LoRA is described by `r`, `targets`, `dropout` and `use_dora`, as far as its cost goes. Anything else of PEFT is in
+    `options`: all that PEFT was told, by name and sorted, each value as JSON so that a step can be a key; `r`,
+    `targets` and `dropout` then say nothing.
+    """
 
     r: int
     targets: tuple[str, ...]
     dropout: float
     dtype: Dtype
+    use_dora: bool = False
+    peft_type: str = "LORA"
+    options: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """One training step.
+
+    `micro_batch` counts rows that pass the model at once: two for each preference pair. `seq_len` is tokens a row, and
+    `target_len` tokens a row of the decoder where an encoder reads the prompt, else None. Objectives with a
+    `reference`, and kto for its divergence, pass the rows more often, without gradients.
 
     `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in the
     step. `autocast` is the dtype of the autocast region, None outside one. `masked` batches need an attention mask of
@@ -58,6 +75,9 @@ class StepSpec:
     gradients_persist: bool = False
     experts_quantized: bool = False
     eval_batch: int | None = None
+    objective: Objective = "sft"
+    reference: Reference = "none"
+    target_len: int | None = None
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
