@@ -84,7 +84,10 @@ class LoraKnobs(Knobs):
 
 
 class PreferenceKnobs(Knobs):
-    """How strongly a preference counts, in TRL's own names; an option that the objective does not read keeps its default."""
+    """How strongly a preference counts, in TRL's own names.
+
+    An option that the objective does not read keeps its default.
+    """
 
     beta: PositiveFloat = Field(
         0.1,
@@ -241,12 +244,12 @@ class RunConfig(Knobs):
         if (self.method in ("lora", "qlora")) != (self.lora is not None):
             raise ValueError(
                 f"method is {self.method}, but the lora section is {'there' if self.lora else 'missing'}; "
-                "lora and qlora need it, the other methods must not have it"
+                "lora and qlora need it, peft and full must not have it"
             )
         if (self.method == "peft") != (self.peft is not None):
             raise ValueError(
                 f"method is {self.method}, but the peft section is {'there' if self.peft else 'missing'}; "
-                "peft needs it, the other methods must not have it"
+                "peft needs it, the others must not have it"
             )
         return self
 
