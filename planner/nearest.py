@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from planner.candidate import Candidate
 from planner.memory.estimate import MemoryEstimate
-from planner.request import Request
-from planner.run_config import Method
+from planner.request import Request, RequestedMethod
 from planner.search import Estimator, search
 from planner.space import CHECKPOINTS, LENGTH_STEP, OPTIMIZERS, openings
 from planner.units import format_bytes
@@ -59,7 +58,7 @@ def _shorter_rows(request: Request, estimator: Estimator) -> Iterator[Change]:
 def _other_methods(request: Request, estimator: Estimator) -> Iterator[Change]:
     if "method" in request.knobs or "quantization" in request.knobs:
         return
-    order: tuple[Method, ...] = ("full", "lora", "qlora")
+    order: tuple[RequestedMethod, ...] = ("full", "lora", "qlora")
     asked = order.index(request.method) if request.method in order else len(order)
     for method in order[asked + 1 :]:
         if fitting := _fitting(replace(request, method=method), estimator):
@@ -103,5 +102,5 @@ def _frugal(request: Request) -> Request:
         "per_device_train_batch_size": request.batches()[0][0],
         "max_length": max_length,
     }
-    lora = {"lora": {"r": rank} | request.knobs.get("lora", {})} if request.method != "full" else {}
+    lora = {"lora": {"r": rank} | request.knobs.get("lora", {})} if request.method not in ("full", "peft") else {}
     return replace(request, knobs=smallest | dict(request.knobs) | lora)

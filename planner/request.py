@@ -11,7 +11,7 @@ from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 
-RequestedMethod = Literal["auto", "full", "lora", "qlora"]
+RequestedMethod = Literal["auto", "full", "lora", "qlora", "peft"]
 
 EFFECTIVE_BATCH_SIZE = 16
 """Rows of an optimizer step when nobody asks for another number: that of the QLoRA runs (arXiv:2305.14314)."""

@@ -64,7 +64,6 @@ class LoraKnobs(Knobs):
         "all-linear",
         description="Names of the Linear modules that get an adapter; `all-linear` is each one but the head.",
     )
-
     use_rslora: bool = Field(
         False, description="rsLoRA: the adapter's output is scaled by lora_alpha over the square root of r."
     )

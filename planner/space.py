@@ -33,7 +33,7 @@ CHECKPOINTS: tuple[Knobs, ...] = (
 BASES: tuple[Quantization | None, ...] = (None, "int8", "nf4", "fp4")
 """The least lossy first."""
 
-LEARNING_RATES: dict[Method, float] = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}
+LEARNING_RATES: dict[Method, float] = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4, "peft": 2e-4}
 """Full: Alpaca and the default of TRL. Adapters: the QLoRA runs of 7B and 13B (arXiv:2305.14314)."""
 
 DEFAULT_RANK = 16
@@ -198,4 +198,4 @@ def _config(request: Request, knobs: Knobs, max_length: int, rank: int) -> RunCo
 
 def _lora(request: Request, method: Method, rank: int) -> Knobs | None:
     given = request.knobs.get("lora")
-    return given if method == "full" else {"r": rank, "lora_alpha": 2 * rank} | (given or {})
+    return given if method in ("full", "peft") else {"r": rank, "lora_alpha": 2 * rank} | (given or {})

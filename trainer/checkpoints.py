@@ -21,6 +21,7 @@ FIXED_KNOBS = (
     "quantization",
     "double_quant",
     "lora",
+    "peft",
     "optim",
     "data",
     "max_length",

@@ -75,7 +75,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 MethodChoice = Annotated[
     RequestedMethod,
     typer.Option(
-        "--method", metavar="METHOD", help="full, lora, qlora, or auto: adapters on the least lossy base that fits."
+        "--method", metavar="METHOD", help="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits."
     ),
 ]
 BatchSize = Annotated[

@@ -22,7 +22,7 @@ WORDS: dict[Verdict, tuple[str, str]] = {
     "tight": ("Tight", "bold yellow"),
     "no": ("No", "bold red"),
 }
-METHODS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+METHODS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "PEFT"}
 LABEL_WIDTH = 13
 
 NEAREST_COLUMNS = (
