@@ -24,6 +24,7 @@ LossPath = Literal["full", "fused"]
 LoraInit = Literal[True, False, "gaussian", "olora", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
 Objective = Literal["sft", "dpo", "ipo", "orpo", "kto", "reward"]
 DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "kto"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -130,6 +131,16 @@ class PeftKnobs(BaseModel):
         return dict(self.model_extra or {})
 
 
+class SampleKnobs(Knobs):
+    """What the model says while it learns: answers to a few prompts, now and then."""
+
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="What the model is asked; in its chat template, if it has one."
+    )
+    steps: PositiveInt = Field(100, description="Steps between two rounds of answers.")
+    max_new_tokens: PositiveInt = Field(64, description="Tokens an answer is cut to.")
+
+
 class DataKnobs(Knobs):
     """Where the examples come from."""
 
@@ -153,6 +164,9 @@ class RunConfig(Knobs):
         False, description="Run Python code that the model's repository ships. Off unless you read that code."
     )
     gpu: str | None = Field(None, description="The card this was planned for; None means a CPU.")
+    num_gpus: PositiveInt = Field(
+        1, description="Cards that each hold the whole model and share the batch; on a CPU, processes."
+    )
 
     objective: Objective = Field(
         "sft",
@@ -232,6 +246,16 @@ class RunConfig(Knobs):
     eval_steps: PositiveInt | None = Field(
         None, description="Steps between two evaluations; None evaluates at the end only."
     )
+    load_best_model_at_end: bool = Field(
+        False, description="Keep the checkpoint with the lowest evaluation loss, and end with its weights."
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Stop after this many evaluations without a lower loss; None trains to the end."
+    )
+    samples: SampleKnobs | None = Field(None, description="Prompts to answer while training; None asks nothing.")
+    report_to: tuple[Tracker, ...] = Field(
+        (), description="Where figures are sent as well, by name; their packages are installed apart."
+    )
 
     @model_validator(mode="after")
     def _method_and_base_agree(self) -> Self:
@@ -302,10 +326,26 @@ class RunConfig(Knobs):
             )
         return self
 
+    @model_validator(mode="after")
+    def _evaluation_agrees(self) -> Self:
+        wants = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(self, name)]
+        if not wants:
+            return self
+        if self.eval_steps is None:
+            raise ValueError(f"{wants[0]} needs evaluations; set eval_steps")
+        if self.data is not None and self.data.eval_fraction == 0:
+            raise ValueError(f"{wants[0]} needs rows to evaluate on; set data.eval_fraction")
+        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
+            raise ValueError(
+                f"load_best_model_at_end needs an evaluation of each checkpoint, but save_steps {self.save_steps} "
+                f"is not a multiple of eval_steps {self.eval_steps}"
+            )
+        return self
+
     @property
     def effective_batch_size(self) -> int:
-        """Examples that one optimizer step sees on one card."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+        """Examples that one optimizer step sees on all cards together."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_gpus
 
 
 def split_batch(effective_batch_size: int, micro_batch: int) -> int:

@@ -17,7 +17,7 @@ from profiles.errors import ConfigError
 VERSION = 1
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("What is trained, and the card it was planned for.", ("version", "model", "trust_remote_code", "gpu")),
+    ("What is trained, and the card it was planned for.", ("version", "model", "trust_remote_code", "gpu", "num_gpus")),
     (
         "How: which weights, in which number formats.",
         ("method", "quantization", "double_quant", "dtype", "mixed_precision"),
@@ -55,7 +55,17 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "What is written, and how often, in optimizer steps.",
-        ("output_dir", "logging_steps", "save_steps", "save_total_limit", "eval_steps"),
+        (
+            "output_dir",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+            "eval_steps",
+            "load_best_model_at_end",
+            "early_stopping_patience",
+            "samples",
+            "report_to",
+        ),
     ),
 )
 """Comment and knobs of each block of the file, in order; each knob is in one block."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.run_config import DataKnobs, LoraKnobs, RunConfig, SampleKnobs
 from planner.run_file import SECTIONS, parse_run_file, read_run_file, write_run_file
 from profiles.errors import ConfigError
 
@@ -48,6 +48,9 @@ def configs() -> st.SearchStrategy[RunConfig]:
             "weight_decay": rates,
             "max_steps": st.none() | counts,
             "eval_steps": st.none() | counts,
+            "samples": st.none() | st.builds(SampleKnobs, prompts=st.tuples(words), steps=counts),
+            "report_to": st.lists(st.sampled_from(["tensorboard", "wandb"])).map(tuple),
+            "num_gpus": counts,
             "seed": st.integers(0, 2**63),
         },
     )
