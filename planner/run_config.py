@@ -10,6 +10,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -174,8 +176,7 @@ class RunConfig(Knobs):
         "better, kto from single good and bad ones; reward trains a model that scores answers.",
     )
     preference: PreferenceKnobs | None = Field(
-        default_factory=lambda known: None if known.get("objective", "sft") == "sft" else PreferenceKnobs(),
-        description="Options of the objective; none with sft.",
+        None, validate_default=True, description="Options of the objective; only with others than sft."
     )
 
     method: Method = Field(
@@ -257,6 +258,11 @@ class RunConfig(Knobs):
         (), description="Where figures are sent as well, by name; their packages are installed apart."
     )
 
+    @field_validator("preference", mode="after")
+    @classmethod
+    def _preference_is_stated(cls, preference: PreferenceKnobs | None, known: ValidationInfo) -> PreferenceKnobs | None:
+        return preference or (None if known.data.get("objective", "sft") == "sft" else PreferenceKnobs())
+
     @model_validator(mode="after")
     def _method_and_base_agree(self) -> Self:
         if self.method != "peft" and (self.method == "qlora") != (self.quantization is not None):
@@ -288,11 +294,8 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _objective_agrees(self) -> Self:
-        if (self.objective == "sft") != (self.preference is None):
-            raise ValueError(
-                f"objective is {self.objective}, but the preference section is "
-                f"{'there' if self.preference else 'missing'}; sft must not have it, the other objectives need it"
-            )
+        if self.objective == "sft" and self.preference is not None:
+            raise ValueError("objective is sft, which has no preferences; leave the preference section out")
         if self.loss not in LOSS_PATHS[self.objective]:
             raise ValueError(
                 f"loss is {self.loss}, but {self.objective} has no such way to the loss; "
