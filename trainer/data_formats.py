@@ -1,7 +1,8 @@
-"""What a row means: text, a prompt and its completion, or a conversation. Needs no torch."""
+"""What a row means: text, an answer to a prompt, a conversation, a preferred or a judged answer. Needs no torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from planner.run_config import DataFormat
@@ -24,6 +25,10 @@ ROLES = {
     "observation": "tool",
 }
 """Names of roles in the wild, and the names that chat templates know."""
+
+
+JUDGEMENTS = {"true": True, "1": True, "false": False, "0": False}
+"""Labels of good and bad answers, as text; a CSV file has no truth values."""
 
 
 class BadRow(ValueError):  # noqa: N818
@@ -88,9 +93,37 @@ def _alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     return _conversation([*system, {"role": "user", "content": question}, answer])
 
 
+def _preference(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Two answers to one prompt; those of a conversation may repeat it, as whole conversations."""
+    if not isinstance(row.get("chosen"), list):
+        columns = {name: _filled(row, name) for name in ("prompt", "chosen", "rejected")}
+        if columns["chosen"] == columns["rejected"]:
+            raise BadRow("chosen and rejected are the same, so there is nothing to prefer")
+        return columns
+    before = _messages(row, "prompt") if isinstance(row.get("prompt"), list) else []
+    chosen, rejected = before + _messages(row, "chosen"), before + _messages(row, "rejected")
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    if shared in (len(chosen), len(rejected)):
+        raise BadRow("chosen and rejected are the same up to the end of one, so there is nothing to prefer")
+    if shared == 0:
+        raise BadRow("chosen and rejected differ from their first turn on, so they answer no common prompt")
+    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _kto(row: Mapping[str, Any]) -> dict[str, Any]:
+    label = JUDGEMENTS.get(str(row.get("label")).lower())
+    if label is None:
+        raise BadRow(f"label is {_shown(row.get('label'))}, but must be true for a good answer or false for a bad one")
+    if isinstance(row.get("prompt"), list):
+        return {"prompt": _messages(row, "prompt"), "completion": _messages(row, "completion"), "label": label}
+    return {"prompt": _filled(row, "prompt"), "completion": _filled(row, "completion"), "label": label}
+
+
 FORMATS: dict[DataFormat, Format] = {
     "messages": Format(("messages",), _chat),
     "sharegpt": Format(("conversations",), _sharegpt),
+    "preference": Format(("chosen", "rejected"), _preference),
+    "kto": Format(("prompt", "completion", "label"), _kto),
     "prompt-completion": Format(("prompt", "completion"), _prompt_completion),
     "alpaca": Format(("instruction", "output"), _alpaca),
     "text": Format(("text",), _text),

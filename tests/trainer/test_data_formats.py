@@ -5,6 +5,7 @@ from trainer.data_formats import FORMATS, BadRow, find_format
 
 TURN = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
+OTHER = {"role": "assistant", "content": "Go away"}
 
 CONVERSATION = {"messages": [TURN, ANSWER]}
 
@@ -16,6 +17,14 @@ EXAMPLES = {
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         CONVERSATION,
+    ),
+    "preference": (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
+    "kto": (
+        {"prompt": "a", "completion": "b", "label": "False"},
+        {"prompt": "a", "completion": "b", "label": False},
     ),
 }
 
@@ -44,6 +53,24 @@ def test_an_alpaca_input_follows_the_instruction():
 def test_a_prompt_of_messages_is_a_conversation():
     row = {"prompt": [TURN], "completion": [ANSWER]}
     assert FORMATS["prompt-completion"].convert(row) == CONVERSATION
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [TURN], "chosen": [ANSWER], "rejected": [OTHER]},
+        {"chosen": [TURN, ANSWER], "rejected": [TURN, OTHER]},
+        {"prompt": "Hi", "chosen": [TURN, ANSWER], "rejected": [TURN, OTHER]},
+    ],
+    ids=["apart", "whole conversations", "both"],
+)
+def test_a_preference_is_the_common_turns_and_the_two_ends(row):
+    assert FORMATS["preference"].convert(row) == {"prompt": [TURN], "chosen": [ANSWER], "rejected": [OTHER]}
+
+
+def test_a_judged_conversation_keeps_its_turns():
+    row = {"prompt": [TURN], "completion": [ANSWER], "label": True}
+    assert FORMATS["kto"].convert(row) == row
 
 
 @pytest.mark.parametrize(
@@ -84,6 +111,11 @@ def test_a_wrong_declared_format_names_the_missing_column():
         ),
         ("messages", {"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content must be text"),
         ("sharegpt", {"conversations": [{"from": "x", "value": "a"}]}, r"conversations\[0\].from is 'x'"),
+        ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
+        ("preference", {"chosen": "b", "rejected": "c"}, "there is no column prompt"),
+        ("preference", {"chosen": [TURN, ANSWER], "rejected": [TURN]}, "the same up to the end of one"),
+        ("preference", {"chosen": [ANSWER], "rejected": [OTHER]}, "they answer no common prompt"),
+        ("kto", {"prompt": "a", "completion": "b", "label": None}, "label is None, but must be true for a good answer"),
         ("alpaca", {"instruction": "a", "input": 3, "output": "b"}, "input must be text, but is 3"),
     ],
 )
