@@ -19,7 +19,8 @@ from trl import SFTTrainer
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import ConfigError, EnvironmentFault, RunError
-from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
+from trainer.adapter import wrap_with_adapter
+from trainer.build import load_architecture, load_model, load_tokenizer
 from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
@@ -137,11 +138,11 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
     model = wrap_with_adapter(load_model(config, architecture, device), config)
     trainer = make_trainer(config, model, tokenizer, examples)
     remarks = list(examples.remarks)
-    if dropped := dropped_rows(examples, trainer):
+    if dropped := dropped_rows(config, examples, trainer):
         remarks.append(
             f"{dropped} rows are left out: max_length {config.max_length} cuts off all that counts in the loss"
         )
-    if full := rows_at_limit(trainer):
+    if full := rows_at_limit(config, trainer):
         remarks.append(f"{full} rows fill max_length {config.max_length}; what is longer is cut off")
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True, highlight=False)

@@ -11,13 +11,13 @@ def arguments(tiny_config):
     from datasets import Dataset
 
     from trainer.data import Examples
-    from trainer.objectives import training_arguments
+    from trainer.supervised import supervised_arguments
 
     rows = Dataset.from_list([{"text": "a"}])
 
     def make(evaluation: bool = False, **knobs: object):
         examples = Examples(rows, rows if evaluation else None, False, False, ())
-        return training_arguments(tiny_config(**knobs), examples)
+        return supervised_arguments(tiny_config(**knobs), examples)
 
     return make
 
@@ -40,6 +40,9 @@ NOT_TRL = {
     "checkpoint_offload",
     "attn_implementation",
     "loss",
+    "objective",
+    "preference",
+    "max_target_length",
 }
 
 
@@ -70,7 +73,7 @@ def test_each_knob_that_trl_has_too_reaches_it(arguments, knob):
 
 
 def test_checkpointing_reaches_transformers_under_its_old_and_its_new_name(arguments):
-    from trainer.objectives import CHECKPOINTING
+    from trainer.arguments import CHECKPOINTING
 
     made = arguments(checkpoint_every_n_layers=3)
     assert getattr(made, CHECKPOINTING) is True
