@@ -88,11 +88,14 @@ def _output_settings(config: RunConfig) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "all",
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": list(config.report_to) or "none",
         "save_strategy": "steps",
         "save_steps": config.save_steps,
-        "save_total_limit": config.save_total_limit,
+        # Old checkpoints are deleted once the new one is sealed; Transformers would do it before.
+        "save_total_limit": None,
         "save_only_model": False,
-        "load_best_model_at_end": False,
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
         "push_to_hub": False,
     }
