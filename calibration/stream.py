@@ -18,6 +18,7 @@ Kind = Literal[
     "optimizer state",
     "saved tensor",
     "temporary",
+    "workspace",
 ]
 """A saved tensor outlives the forward pass, or the part of it that a checkpoint repeats; what autograd frees during the
 backward pass is temporary."""
