@@ -7,7 +7,7 @@ traced.
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
+from trainer.adapter import adapter_config, first_line, linear_names
 from trainer.hardware import check_model_type
 from trainer.model_name import weights_name
 
@@ -50,34 +50,6 @@ def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
                 bnb_4bit_use_double_quant=config.double_quant,
                 bnb_4bit_compute_dtype=compute_dtype(config),
             )
-
-
-def adapter_config(config: RunConfig, model: PreTrainedModel) -> LoraConfig | None:
-    """PEFT's description of the adapter; None for full fine-tuning.
-
-    `all-linear` is spelled out, because PEFT would also wrap what is no Linear module: a router, and all experts of a
-    layer at once.
-    """
-    if config.lora is None:
-        return None
-    targets = config.lora.target_modules
-    return LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.lora_alpha,
-        lora_dropout=config.lora.lora_dropout,
-        target_modules=linear_names(model) if targets == "all-linear" else list(targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-
-
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all Linear modules but the head, sorted."""
-    head = model.get_output_embeddings()
-    modules = ((name, module) for name, module in model.named_modules() if module is not head)
-    return sorted(
-        {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
-    )
 
 
 def load_architecture(config: RunConfig) -> PreTrainedConfig:
@@ -161,19 +133,17 @@ def wrap_with_adapter(
 ) -> PreTrainedModel | PeftModel:
     """`model` with a trainable adapter in front of a frozen base, or itself for full fine-tuning.
 
-    `low_cpu_mem_usage` leaves the adapter's weights on the meta device. Raises ConfigError if no module has one of the
-    names in target_modules.
+    `low_cpu_mem_usage` leaves the adapter's weights on the meta device, for the methods that can. Raises ConfigError
+    if no module has one of the names in target_modules, and for what else PEFT refuses.
     """
     adapter = adapter_config(config, model)
     if adapter is None:
         return model
-    # GPT-2 keeps its Linear weights transposed.
-    adapter.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
         return get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
     except ValueError as error:
         raise ConfigError(
-            f"lora.target_modules is {config.lora and config.lora.target_modules}, which {config.model} does not have",
+            f"PEFT cannot put {adapter.peft_type.value} on {config.model}: {first_line(error)}",
             hint=f"its Linear modules are {', '.join(linear_names(model))}",
         ) from error
 

@@ -19,8 +19,7 @@ from trl import SFTTrainer
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import ConfigError, EnvironmentFault, RunError
-from trainer.adapter import wrap_with_adapter
-from trainer.build import load_architecture, load_model, load_tokenizer
+from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
 from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
