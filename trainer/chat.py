@@ -54,13 +54,12 @@ def chat_loss(tokenizer: PreTrainedTokenizerBase) -> ChatLoss:
     return "every answer"
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, example: dict[str, Any]) -> dict[str, Any]:
-    """The same `example`. Raises BadRow if the model's template refuses its `messages`, such as two answers on end."""
+def check_template(tokenizer: PreTrainedTokenizerBase, conversation: list[Message]) -> None:
+    """Raise BadRow if the model's template refuses `conversation`, such as two answers on end."""
     try:
-        tokenizer.apply_chat_template(example["messages"], tokenize=False)
+        tokenizer.apply_chat_template(conversation, tokenize=False)
     except TemplateError as error:
         raise BadRow(f"the model's chat template refuses it: {error}") from error
-    return example
 
 
 def split_last_answer(example: dict[str, Any]) -> dict[str, Any]:

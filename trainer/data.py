@@ -1,8 +1,6 @@
 """The examples of a run as data sets that TRL trains on."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from planner.run_config import DataKnobs
 from profiles.errors import DataError
-from trainer.chat import chat_loss, check_template, give_template, split_last_answer
 from trainer.data_files import Row, read_rows
 from trainer.data_formats import BadRow, find_format
+from trainer.preparation import Preparation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +33,25 @@ def load_examples(data: DataKnobs, tokenizer: PreTrainedTokenizerBase, seed: int
     """
     path = Path(data.path)
     rows = read_rows(path)
-    convert = find_format(data.format, rows[0].values).convert
-    examples = _convert(path, rows, [row.values for row in rows], convert)
-    remarks: list[str] = []
-    assistant_only = False
-    if "messages" in examples[0]:
-        if give_template(tokenizer):
-            remarks.append("the model has no chat template; the default one is used, and saved with the tokenizer")
-        examples = _convert(path, rows, examples, partial(check_template, tokenizer))
-        assistant_only = chat_loss(tokenizer) == "every answer"
-        if not assistant_only:
-            examples = _convert(path, rows, examples, split_last_answer)
-            remarks.append("the chat template does not mark answers; only the last answer of a row counts in the loss")
+    prepare = Preparation(find_format(data.format, rows[0].values).convert, tokenizer)
+    examples = [_prepared(path, row, prepare) for row in rows]
     train, evaluation = _split(Dataset.from_list(examples), data, seed)
     return Examples(
         train=train,
         evaluation=evaluation,
         completion_only_loss="completion" in examples[0],
-        assistant_only_loss=assistant_only,
-        remarks=tuple(remarks),
+        assistant_only_loss=prepare.assistant_only_loss,
+        remarks=prepare.remarks,
     )
 
 
-def _convert(
-    path: Path, rows: list[Row], examples: list[dict[str, Any]], convert: Callable[[dict[str, Any]], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """`convert` of each example; what it finds wrong is told with the place of the row."""
-    converted = []
-    for row, example in zip(rows, examples, strict=True):
-        try:
-            converted.append(convert(example))
-        except BadRow as error:
-            raise DataError(f"{path}, {row.place}: {error}") from error
-    return converted
+def _prepared(path: Path, row: Row, prepare: Preparation) -> dict[str, Any]:
+    try:
+        return prepare(row.values)
+    except BadRow as error:
+        raise DataError(
+            f"{path}, {row.place}: {error}", hint=f"`fitune data {path}` lists every row that cannot be trained on"
+        ) from error
 
 
 def _split(dataset: Dataset, data: DataKnobs, seed: int) -> tuple[Dataset, Dataset | None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from planner.run_config import DataFormat
 from profiles.errors import DataError
+from trainer.data_files import is_unicode
 
 Message = dict[str, str]
 """A turn of a conversation: its `role` and its `content`."""
@@ -131,6 +132,14 @@ FORMATS: dict[DataFormat, Format] = {
 """The known formats; where the columns of several are there, the first one is meant."""
 
 
+def conversations(example: Mapping[str, Any]) -> list[list[Message]]:
+    """The conversations of a converted row, each from its first turn to its answer; none if the row is text."""
+    if "messages" in example:
+        return [example["messages"]]
+    answers = [example[name] for name in ("completion", "chosen", "rejected") if name in example]
+    return [example["prompt"] + answer for answer in answers if isinstance(answer, list)]
+
+
 def _conversation(messages: list[Message]) -> dict[str, Any]:
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRow("no turn of the conversation is the assistant's, so there is nothing to learn from")
@@ -152,7 +161,7 @@ def _message(turn: object, where: str) -> Message:
     role, content = turn.get(role_key), turn.get(content_key)
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise BadRow(f"{where}.{role_key} is {_shown(role)}, but must be one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
+    if not isinstance(content, str) or not is_unicode(content):
         raise BadRow(f"{where}.{content_key} must be text, but is {_shown(content)}")
     return {"role": ROLES[role.lower()], "content": content}
 
@@ -161,7 +170,7 @@ def _filled(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if column not in row:
         raise BadRow(f"there is no column {column}")
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise BadRow(f"{column} must be text, but is {_shown(value)}")
     if not value.strip():
         raise BadRow(f"{column} is empty")

@@ -93,6 +93,15 @@ def test_a_bad_row_is_told_with_its_line(data_file, tokenizer):
         load_examples(DataKnobs(path=str(path)), tokenizer, 0)
 
 
+def test_text_among_conversations_is_told_with_its_line(data_file, tokenizer):
+    from trainer.data import load_examples
+
+    turns = {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:2]}
+    path = data_file(json.dumps(turns) + "\n" + json.dumps({"prompt": "a", "completion": "b"}))
+    with pytest.raises(DataError, match=r"line 2: it is text in prompt, completion, but .* are turns in messages"):
+        load_examples(DataKnobs(path=str(path)), tokenizer, 0)
+
+
 def test_held_out_rows_are_the_same_for_the_same_seed_and_never_trained_on(data_file, tokenizer):
     from trainer.data import load_examples
 

@@ -111,6 +111,8 @@ def test_a_wrong_declared_format_names_the_missing_column():
         ),
         ("messages", {"messages": [{"role": "user", "content": None}]}, r"messages\[0\].content must be text"),
         ("sharegpt", {"conversations": [{"from": "x", "value": "a"}]}, r"conversations\[0\].from is 'x'"),
+        ("text", {"text": "half a pair: \ud83d"}, "text must be text, but is 'half a pair"),
+        ("messages", {"messages": [{"role": "user", "content": "\ud83d"}]}, r"messages\[0\].content must be text"),
         ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
         ("preference", {"chosen": "b", "rejected": "c"}, "there is no column prompt"),
         ("preference", {"chosen": [TURN, ANSWER], "rejected": [TURN]}, "the same up to the end of one"),
