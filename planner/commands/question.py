@@ -1,6 +1,5 @@
 """From the options of a verb to a `Request`: which model, which card, which knobs are pinned."""
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from planner.plan import Plan
 from planner.request import EFFECTIVE_BATCH_SIZE, DataLengths, Request, RequestedMethod
 from profiles.errors import ConfigError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
+from profiles.main_memory import available_memory_bytes
 
 ANSWERED_ELSEWHERE = {"model": "MODEL", "gpu": "--gpu", "version": "no option"}
 
@@ -126,15 +126,6 @@ def plan_command(plan: Plan, wishes: Wishes) -> str | None:
     argv += [part for setting in wishes.settings for part in ("--set", setting)]
     argv += ["--data", str(wishes.data or "DATA.jsonl"), "-o", "run.yaml"]
     return shlex.join(argv)
-
-
-def available_memory_bytes() -> int:
-    """Bytes of main memory that a new process may take now."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _lengths(data: Path, model: str) -> DataLengths:
