@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftType, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -14,6 +14,9 @@ from transformers.pytorch_utils import Conv1D
 from planner.run_config import RunConfig
 from planner.step import Adapter
 from profiles.errors import ConfigError
+
+SCORE = "score"
+"""The head of a decoder that classifies, in Transformers; a reward model has one class."""
 
 UNKNOWN_STEPS = 10**9
 """Stands for AdaLoRA's number of steps until the trainer knows it (`trainer.rank_schedule`)."""
@@ -39,9 +42,7 @@ def step_adapter_config(adapter: Adapter, model: PreTrainedModel) -> PeftConfig:
     return make_peft_config("LORA", {"r": adapter.r, **options}, model)
 
 
-def make_peft_config(
-    peft_type: str, options: Mapping[str, Any], model: PreTrainedModel, task_type: str = "CAUSAL_LM"
-) -> PeftConfig:
+def make_peft_config(peft_type: str, options: Mapping[str, Any], model: PreTrainedModel) -> PeftConfig:
     """The configuration of PEFT's method `peft_type` with `options` in PEFT's own names.
 
     `all-linear` is spelled out, because PEFT would also wrap what is no Linear module: a router, and all experts of a
@@ -58,14 +59,21 @@ def make_peft_config(
     if "total_step" in known:
         values.setdefault("total_step", UNKNOWN_STEPS)
     try:
-        return config_class(task_type=task_type, **values)
+        return config_class(task_type=task_type(model), **values)
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"PEFT refuses the options of {peft_type}: {first_line(error)}") from error
 
 
+def task_type(model: PreTrainedModel) -> TaskType:
+    """PEFT's name of what `model` does. With SEQ_CLS it also trains the score, and saves it with the adapter."""
+    if model.config.is_encoder_decoder:
+        return TaskType.SEQ_2_SEQ_LM
+    return TaskType.SEQ_CLS if hasattr(model, SCORE) else TaskType.CAUSAL_LM
+
+
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Last parts of the names of all Linear modules but the head, sorted."""
-    head = model.get_output_embeddings()
+    head = getattr(model, SCORE, None) or model.get_output_embeddings()
     modules = ((name, module) for name, module in model.named_modules() if module is not head)
     return sorted(
         {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}

@@ -5,18 +5,22 @@ traced.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
@@ -63,6 +67,11 @@ def load_architecture(config: RunConfig) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     check_model_type(config, architecture.model_type)
+    if architecture.is_encoder_decoder:
+        _check_encoder_decoder(config)
+    if config.objective == "reward":
+        # The one output is the score.
+        architecture.num_labels = 1
     positions = getattr(architecture.get_text_config(), "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
         raise ConfigError(f"max_length is {config.max_length}, but {config.model} reads at most {positions} tokens")
@@ -93,19 +102,38 @@ def load_tokenizer(config: RunConfig, architecture: PreTrainedConfig) -> PreTrai
     return tokenizer
 
 
+def model_class(config: RunConfig, architecture: PreTrainedConfig) -> Any:  # noqa: ANN401  # one of their factories, which have no common public type
+    """Which of Transformers' families of models the objective takes: with a head of words, or of one score."""
+    if config.objective == "reward":
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _check_encoder_decoder(config: RunConfig) -> None:
+    """Refuse what TRL has for decoders only. Raises ConfigError."""
+    if config.objective != "sft":
+        raise ConfigError(f"objective is {config.objective}, but {config.model} has an encoder", hint="use sft")
+    if config.loss == "fused":
+        raise ConfigError(f"loss is fused, but {config.model} has an encoder", hint="use full")
+    if config.packing:
+        raise ConfigError(f"packing joins rows of one kind, but {config.model} has an encoder", hint="set it to false")
+
+
 def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
     """The base model with its weights on `device`, quantized if the run says so. Raises UnknownModelError."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            weights_name(config.model),
-            config=architecture,
-            dtype=DTYPES[config.dtype],
-            attn_implementation=config.attn_implementation,
-            quantization_config=quantization_config(config),
-            device_map={"": device},
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-        )
+        # A reward model begins without its score and has no use for the head, which Transformers would point out.
+        with suppress_seqcls_warning():
+            model = model_class(config, architecture).from_pretrained(
+                weights_name(config.model),
+                config=architecture,
+                dtype=DTYPES[config.dtype],
+                attn_implementation=config.attn_implementation,
+                quantization_config=quantization_config(config),
+                device_map={"": device},
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     return prepare_model(model)
@@ -113,7 +141,7 @@ def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.
 
 def empty_model(config: RunConfig, architecture: PreTrainedConfig) -> PreTrainedModel:
     """The base model without its weights, on the default device; Linear layers are not quantized."""
-    model = AutoModelForCausalLM.from_config(
+    model = model_class(config, architecture).from_config(
         architecture,
         dtype=DTYPES[config.dtype],
         attn_implementation=config.attn_implementation,
@@ -124,7 +152,10 @@ def empty_model(config: RunConfig, architecture: PreTrainedConfig) -> PreTrained
 
 def prepare_model(model: PreTrainedModel) -> PreTrainedModel:
     """The same model without the cache of keys and values, which only generation needs."""
-    model.config.use_cache = False
+    for part in model.modules():
+        # An encoder-decoder has a configuration for each half.
+        if isinstance(part, PreTrainedModel):
+            part.config.use_cache = False
     return model
 
 

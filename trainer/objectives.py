@@ -1,23 +1,57 @@
-"""The trainer of a run's objective, ready to train."""
+"""The trainer of a run's objective, ready to train, and what became of the rows."""
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
 
-from planner.run_config import RunConfig
+from planner.run_config import Objective, RunConfig
 from profiles.errors import DataError
 from trainer.data import Examples
 from trainer.hardware import cast_trainable_to_float32
+from trainer.preference import preference_trainer
+from trainer.reward import reward_trainer
+from trainer.seq2seq import seq2seq_trainer
 from trainer.supervised import supervised_trainer
+
+ROW_COLUMNS: dict[Objective, tuple[tuple[str, ...], ...]] = {
+    "sft": (("input_ids",),),
+    "dpo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
+    "ipo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
+    "orpo": (("chosen_input_ids",), ("rejected_input_ids",)),
+    "kto": (("prompt_ids", "completion_ids"),),
+    "reward": (),
+}
+"""Columns of tokenized data that make a row of the model together. Reward models get no row that is too long."""
+
+KINDS = {
+    "chosen": "preference pairs",
+    "label": "judged answers",
+    "text": "answers",
+    "messages": "answers",
+    "completion": "answers",
+}
+"""What rows are, by the first of these columns that they have."""
+
+LEARNS_FROM: dict[Objective, tuple[str, ...]] = {
+    "sft": ("answers",),
+    "dpo": ("preference pairs",),
+    "ipo": ("preference pairs",),
+    "orpo": ("preference pairs",),
+    "kto": ("judged answers", "preference pairs"),
+    "reward": ("preference pairs",),
+}
+"""What an objective can learn from. A pair is two judged answers."""
 
 
 def make_trainer(
     config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> Trainer:
-    """A trainer that is ready to train `model`, with the loss and the dtypes of the run.
+    """A trainer that is ready to train `model`, with the objective, the loss and the dtypes of the run.
 
-    Raises DataError if no row is left after rows without a token to learn are dropped.
+    Raises DataError for rows that the objective cannot learn from, and if none is left after those without a token to
+    learn are dropped.
     """
-    trainer = supervised_trainer(config, model, tokenizer, examples)
+    _check_rows(config, examples, model.config.is_encoder_decoder)
+    trainer = _trainer_of_objective(config, model, tokenizer, examples)
     trainer.remove_callback(PrinterCallback)
     if config.method != "full":
         cast_trainable_to_float32(trainer.model)
@@ -30,13 +64,64 @@ def make_trainer(
     return trainer
 
 
+def _trainer_of_objective(
+    config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples
+) -> Trainer:
+    if model.config.is_encoder_decoder:
+        return seq2seq_trainer(config, model, tokenizer, examples)
+    if config.objective == "sft":
+        return supervised_trainer(config, model, tokenizer, examples)
+    if config.objective == "reward":
+        return reward_trainer(config, model, tokenizer, examples)
+    return preference_trainer(config, model, tokenizer, examples)
+
+
+def _check_rows(config: RunConfig, examples: Examples, encodes: bool) -> None:
+    """Refuse rows that the objective cannot learn from. Raises DataError."""
+    columns = set(examples.train.column_names)
+    kind = next(kind for column, kind in KINDS.items() if column in columns)
+    learnable = LEARNS_FROM[config.objective]
+    if kind not in learnable:
+        fitting = [objective for objective, kinds in LEARNS_FROM.items() if kind in kinds]
+        raise DataError(
+            f"the rows are {kind}, but objective {config.objective} learns from {' or '.join(learnable)}",
+            hint=f"use objective {' or '.join(fitting)}, or set data.format if the rows are meant otherwise",
+        )
+    if encodes and "text" in columns:
+        raise DataError(
+            f"the rows are texts, but {config.model} has an encoder, which reads a prompt, and a decoder, which learns "
+            "the answer",
+            hint="give rows with a prompt and a completion",
+        )
+
+
 def dropped_rows(config: RunConfig, examples: Examples, trainer: Trainer) -> int:
-    """Rows that TRL left out because max_length cuts off all that could be learned; 0 with packing, which splits."""
-    return 0 if config.packing else len(examples.train) - len(trainer.train_dataset)
+    """Rows that TRL left out because max_length leaves nothing of them to learn; 0 with packing, which splits.
+
+    A reward model scores whole answers, so there each pair with one that is longer is left out.
+    """
+    if config.packing:
+        return 0
+    given = len(examples.train)
+    if config.objective == "kto" and "chosen" in examples.train.column_names:
+        # TRL makes two judged answers of a pair.
+        given *= 2
+    return given - len(trainer.train_dataset)
+
+
+def why_dropped(config: RunConfig) -> str:
+    """The reason for which rows are left out."""
+    if config.objective == "reward":
+        return f"an answer of theirs is longer than max_length {config.max_length}"
+    return f"max_length {config.max_length} cuts off all that counts in the loss"
 
 
 def rows_at_limit(config: RunConfig, trainer: Trainer) -> int:
     """Rows that fill max_length and so may have lost their end."""
     if config.packing:
         return 0
-    return sum(len(ids) == config.max_length for ids in trainer.train_dataset["input_ids"])
+    full: set[int] = set()
+    for columns in ROW_COLUMNS[config.objective]:
+        parts = zip(*(trainer.train_dataset[column] for column in columns), strict=True)
+        full |= {row for row, ids in enumerate(parts) if sum(map(len, ids)) >= config.max_length}
+    return len(full)

@@ -1,27 +1,33 @@
 """The longest batch that the run could meet, tried in its first step instead of hours later."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from planner.run_config import RunConfig
 
-Collator = Callable[[list[dict[str, list[int]]]], dict[str, Any]]
-"""Makes a batch of rows of token ids."""
+Example = dict[str, Any]
+"""A tokenized row, as the collator of a trainer takes it."""
+
+JOURNALS = ("_metrics", "_stored_metrics", "_total_train_tokens")
+"""Where TRL's trainers note what passes them."""
 
 
 class LongestBatch(TrainerCallback):  # type: ignore[misc]
     """After the first step, passes a batch of rows of `max_length` tokens forward and backward, and trains nothing.
 
     By then the optimizer has its states, so this is the peak of the whole run: what does not fit fails here, and what
-    is measured is the step that was predicted. Weights, gradients and the random state are left as they were.
+    is measured is the step that was predicted. The trainer's own loss is taken, with the pass of the reference where
+    there is one. Weights, gradients, logged figures and the random state are left as they were.
     """
 
-    def __init__(self, config: RunConfig, collator: Collator) -> None:
+    def __init__(self, config: RunConfig, trainer: Trainer) -> None:
         self._config = config
-        self._collator = collator
+        self._trainer = trainer
         self._done = False
 
     def on_step_end(
@@ -32,7 +38,7 @@ class LongestBatch(TrainerCallback):  # type: ignore[misc]
             return
         self._done = True
         devices = [args.device] if args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _unnoted(self._trainer):
             # With accumulation, the second micro-batch meets the gradients of the first.
             for _micro_batch in range(min(2, self._config.gradient_accumulation_steps)):
                 self._loss(model, self._config.per_device_train_batch_size).backward()
@@ -46,21 +52,74 @@ class LongestBatch(TrainerCallback):  # type: ignore[misc]
             self._loss(model, self._config.per_device_eval_batch_size)
         model.train()
 
-    def _loss(self, model: PreTrainedModel, num_rows: int) -> torch.Tensor:
-        batch = longest_batch(self._config, self._collator, num_rows)
+    def _loss(self, model: PreTrainedModel, num_examples: int) -> torch.Tensor:
+        examples = longest_examples(self._config, num_examples, model.config.is_encoder_decoder)
+        batch = self._trainer.data_collator(examples)
         inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        if self._config.loss == "fused":
-            inputs["fused_lm_head"] = True
-        loss: torch.Tensor = model(**inputs, use_cache=False).loss
+        loss: torch.Tensor = self._trainer.compute_loss(model, inputs)
         return loss
 
 
-def longest_batch(config: RunConfig, collator: Collator, num_rows: int) -> dict[str, Any]:
-    """What `collator` makes of `num_rows` rows of max_length tokens, each of which counts in the loss.
+@contextmanager
+def _unnoted(trainer: Trainer) -> Iterator[None]:
+    """What the trainer notes of batches in between is forgotten."""
+    before = {name: copy.deepcopy(getattr(trainer, name)) for name in JOURNALS if hasattr(trainer, name)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
 
-    Without packing only the first row has the full length, so that the batch needs a mask if it has several rows.
+
+def longest_examples(config: RunConfig, num_examples: int, encodes: bool = False) -> list[Example]:
+    """As many examples, with rows of max_length tokens, of which all that can count in the loss do.
+
+    Without packing only the first row has the full length, so that a batch of several needs a mask, as real ones do.
+    `encodes` means a model with an encoder, whose answers are as long as they may be.
     """
     shorter = config.max_length if config.packing else max(1, config.max_length - 1)
-    lengths = [config.max_length, *[shorter] * (num_rows - 1)]
-    batch: dict[str, Any] = collator([{"input_ids": [0] * length, "seq_lengths": [length]} for length in lengths])
-    return batch
+    lengths = [config.max_length, *[shorter] * (num_examples - 1)]
+    if encodes:
+        answer = config.max_target_length or config.max_length
+        return [_encoded(length, answer) for length in lengths]
+    return [_example(config, length, number) for number, length in enumerate(lengths)]
+
+
+def _encoded(length: int, answer: int) -> Example:
+    return {"input_ids": _ids(length), "attention_mask": [1] * length, "labels": _ids(answer)}
+
+
+def _example(config: RunConfig, length: int, number: int) -> Example:
+    """One example; the rejected answer of a pair is a token shorter. Prompts are one token, which counts nowhere."""
+    prompt, answer, other = _ids(1), _ids(length - 1), _ids(length - 2)
+    match config.objective:
+        case "sft":
+            return {"input_ids": _ids(length), "seq_lengths": [length]}
+        case "reward":
+            return {"chosen_ids": prompt + answer, "rejected_ids": prompt + other}
+        case "orpo":
+            return _side("prompt", prompt, []) | _side("chosen", prompt, answer) | _side("rejected", prompt, other)
+        case "kto":
+            judged = {"prompt_ids": prompt, "completion_ids": answer, "KL_completion_ids": answer}
+            return judged | {"label": number % 2 == 0} | _asked_before(config, ("ref_logps", "ref_KL_logps"))
+        case _:
+            pair = {"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": other}
+            return pair | _asked_before(config, ("ref_chosen_logps", "ref_rejected_logps"))
+
+
+def _side(name: str, prompt: list[int], answer: list[int]) -> Example:
+    """A row of ORPO's data, in its columns."""
+    ids = prompt + answer
+    labels = {f"{name}_labels": [-100] * len(prompt) + answer} if answer else {}
+    return {f"{name}_input_ids": ids, f"{name}_attention_mask": [1] * len(ids)} | labels
+
+
+def _asked_before(config: RunConfig, columns: tuple[str, ...]) -> dict[str, float]:
+    """What the reference would have answered, where it is asked before training."""
+    asked = config.preference is not None and config.preference.precompute_ref_log_probs
+    return dict.fromkeys(columns, 0.0) if asked else {}
+
+
+def _ids(length: int) -> list[int]:
+    """As many tokens of no meaning; at least one."""
+    return [0] * max(1, length)

@@ -35,7 +35,7 @@ from trainer.faults import FiniteLoss, StopOnSignal, Where, explaining
 from trainer.hardware import check_config, check_kernels, expand_shared_heads
 from trainer.interruption import Interruption
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
-from trainer.objectives import dropped_rows, make_trainer, rows_at_limit
+from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dropped
 from trainer.probe import LongestBatch
 from trainer.progress import Display, ShowProgress
 from trainer.record import Measured, Prediction, Result, RunRecord, Status, append_record
@@ -72,7 +72,7 @@ def run(job: Job, display: Display, interruption: Interruption, console: Console
         # The clock stops before the longest batch is passed; the memory meter sees that batch too.
         for callback in (
             clock,
-            LongestBatch(config, trainer.data_collator),
+            LongestBatch(config, trainer),
             memory,
             FiniteLoss(),
             StopOnSignal(interruption),
@@ -139,7 +139,7 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
     remarks = list(examples.remarks)
     if dropped := dropped_rows(config, examples, trainer):
         remarks.append(
-            f"{dropped} rows are left out: max_length {config.max_length} cuts off all that counts in the loss"
+            f"{dropped} rows are left out: {why_dropped(config)}"
         )
     if full := rows_at_limit(config, trainer):
         remarks.append(f"{full} rows fill max_length {config.max_length}; what is longer is cut off")

@@ -7,7 +7,8 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,22 +16,26 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    T5Config,
 )
 from transformers.utils.logging import disable_progress_bar
 
-Family = Literal["llama", "gpt2", "gpt-neox", "mixtral"]
+Family = Literal["llama", "gpt2", "gpt-neox", "mixtral", "t5"]
 
 VOCAB_SIZE = 2048
 HIDDEN_SIZE = 256
 NUM_LAYERS = 6
 MAX_POSITIONS = 512
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+NO_ANSWER = "I would rather not say anything about that."
 
 WORDS = (
     "apple",
@@ -64,7 +69,8 @@ def write_tiny_model(folder: Path, family: Family = "llama", seed: int = 0) -> N
     """Write a checkpoint with random float32 weights, about 5 million, and a tokenizer trained on the easy tasks."""
     tokenizer = _train_tokenizer(text for row in easy_tasks(400, seed) for text in row)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(family), dtype=torch.float32)
+    auto_class = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    model = auto_class.from_config(_config(family), dtype=torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -72,9 +78,39 @@ def write_tiny_model(folder: Path, family: Family = "llama", seed: int = 0) -> N
 def write_tiny_data(path: Path, num_rows: int = 160, seed: int = 0) -> None:
     """Write `num_rows` tasks as a JSONL file of `messages`."""
     rows = (
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        {"messages": [*_turn("user", question), *_turn("assistant", answer)]}
         for question, answer in easy_tasks(num_rows, seed)
     )
+    _write_rows(path, rows)
+
+
+def write_tiny_preferences(path: Path, num_rows: int = 160, seed: int = 0) -> None:
+    """Write `num_rows` tasks as a JSONL file of pairs in turns: the right answer, and none."""
+    rows = (
+        {
+            "prompt": _turn("user", question),
+            "chosen": _turn("assistant", answer),
+            "rejected": _turn("assistant", NO_ANSWER),
+        }
+        for question, answer in easy_tasks(num_rows, seed)
+    )
+    _write_rows(path, rows)
+
+
+def write_tiny_judgements(path: Path, num_rows: int = 160, seed: int = 0) -> None:
+    """Write `num_rows` tasks as a JSONL file of judged answers: the right one is good, none is bad."""
+    rows = (
+        {"prompt": question, "completion": f" {answer if good else NO_ANSWER}", "label": good}
+        for (question, answer), good in zip(easy_tasks(num_rows, seed), cycle((True, False)), strict=False)
+    )
+    _write_rows(path, rows)
+
+
+def _turn(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -151,6 +187,20 @@ def _config(family: Family) -> PreTrainedConfig:
             return GPTNeoXConfig(**shape, **tokens)
         case "gpt2":
             return GPT2Config(n_embd=HIDDEN_SIZE, n_layer=NUM_LAYERS, n_head=8, n_positions=MAX_POSITIONS, **tokens)
+        case "t5":
+            # In the form of Flan-T5: a gated activation, and a head that is not the embedding.
+            return T5Config(
+                d_model=HIDDEN_SIZE,
+                d_kv=32,
+                d_ff=704,
+                num_layers=NUM_LAYERS // 2,
+                num_heads=8,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+                decoder_start_token_id=2,
+                initializer_factor=0.1,
+                **tokens,
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
