@@ -1,0 +1,57 @@
+"""`fitune merge`: an adapter and its base as one model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.commands.launch import run_process
+from planner.commands.options import Json
+from planner.run_config import Dtype
+
+
+def merge(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|ADAPTER", help="Folder of a run, or of any adapter of PEFT.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Where to; else `merged` beside the final weights."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="The 16-bit base, if not the one that the adapter names."),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; else the base's own."),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option("--gguf", metavar="TYPE", help="Convert to GGUF too: auto, f16, bf16, q8_0, ... Needs llama.cpp."),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option("--llama-cpp", metavar="FOLDER", help="llama.cpp, if not on the PATH or in LLAMA_CPP_DIR."),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Merge an adapter into its base: a model that needs neither PEFT nor fitune.
+
+    It is done on the CPU, a layer at a time, so that a large model needs a few GiB of memory; memory and disk are
+    checked first. The folder has weights in safetensors, tokenizer, chat template and a model card.
+
+    What learned on 4-bit weights is merged into the 16-bit ones that they were made from.
+
+    \b
+    Examples:
+      fitune merge runs/mistral
+      fitune merge runs/mistral -o mistral-chat --dtype float16
+      fitune merge runs/mistral --gguf q8_0 --llama-cpp ~/llama.cpp
+    """
+    options = {"--out": output, "--base": base, "--dtype": dtype, "--gguf": gguf, "--llama-cpp": llama_cpp}
+    argv = [sys.executable, "-m", "trainer.merge", str(folder)]
+    argv += [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    return run_process(argv + ["--json"] * json)
