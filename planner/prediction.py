@@ -35,6 +35,17 @@ class Prediction:
     verdict: Verdict
     speed: SpeedEstimate | None
 
+    @property
+    def figures(self) -> dict[str, object]:
+        """What the trainer prints beside the measured figures, as `trainer.record.Prediction` reads it."""
+        return {
+            "allocated_bytes": self.estimate.allocated_bytes,
+            "reserved_bytes": self.estimate.reserved_bytes,
+            "process_bytes": self.estimate.process_bytes,
+            "interval_bytes": self.estimate.interval_bytes,
+            "tokens_per_second": self.speed.tokens_per_second if self.speed else None,
+        }
+
 
 def predict(config: RunConfig, target: Target) -> Prediction:
     """What `config` needs and does on `target`. Raises UnsupportedError for what the memory model does not describe."""

@@ -12,6 +12,11 @@ FituneError                     a sentence for the user, and a way out; never a 
    `- OutOfMemory              the run met the end of the card's memory
 """
 
+from typing import Literal
+
+Moment = Literal["loading", "training", "evaluation", "saving"]
+"""What a run was doing when memory ended."""
+
 
 class FituneError(Exception):
     """A failure told in one sentence, with an optional way out.
@@ -62,4 +67,9 @@ class EnvironmentFault(RunError):  # noqa: N818
 
 
 class OutOfMemory(RunError):  # noqa: N818
-    """The run met the end of the card's memory."""
+    """The run met the end of the card's memory, after `step` steps."""
+
+    def __init__(self, message: str, hint: str | None = None, *, moment: Moment = "training", step: int = 0) -> None:
+        super().__init__(message, hint)
+        self.moment = moment
+        self.step = step

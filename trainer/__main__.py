@@ -1,7 +1,6 @@
 """The process that trains: `python -m trainer RUN_FILE [--resume]`, started by `trainer.launch`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,10 +11,11 @@ from rich.table import Table
 
 from planner.run_file import read_run_file
 from planner.units import format_bytes
-from profiles.errors import FituneError
+from profiles.errors import FituneError, InputError, OutOfMemory
 from trainer.interruption import Interrupted, Interruption, handling
-from trainer.launch import STATUS_FILE
+from trainer.ranks import rank
 from trainer.record import PREDICTION_FILE, RunRecord, read_prediction
+from trainer.training_process import STATUS_FILE, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,17 +24,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     arguments = parser.parse_args(argv)
-    exit_code = _train(arguments.run_file, arguments.resume)
-    _report_status(exit_code=exit_code)
+    try:
+        exit_code = _train(arguments.run_file, arguments.resume)
+    except OutOfMemory as error:
+        # The launcher knows whether the run goes on all the same, and gives the hint if not.
+        _tell(error, hint=STATUS_FILE not in os.environ)
+        report(exit_code=error.exit_code, out_of_memory=error.moment, step=error.step)
+        return error.exit_code
+    report(exit_code=exit_code)
     return exit_code
 
 
 def _train(run_file: Path, resume: bool) -> int:
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=rank() != 0)
     interruption = Interruption()
     try:
         with handling(interruption.receive):
-            _report_status(pid=os.getpid())
+            report(pid=os.getpid())
             config = read_run_file(run_file)
             prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
             # The libraries take seconds to import; a mistake in the run file is told before.
@@ -42,22 +48,34 @@ def _train(run_file: Path, resume: bool) -> int:
             from trainer.run import Job, run
 
             record = run(Job(config, run_file, prediction, resume), choose_display(console), interruption, console)
+    except OutOfMemory:
+        raise
     except FituneError as error:
-        return _tell(console, error)
+        if rank() == 0 or not isinstance(error, InputError):
+            _tell(error)
+        return error.exit_code
     except Interrupted as stop:
         console.print("stopped before a step could be finished; checkpoints that were written before are whole")
         return stop.exit_code
+    if rank() == 0:
+        _show(record, console)
+    if record.result.status == "interrupted" and interruption.signal_number is not None:
+        done = f"stopped after step {record.result.steps} of {record.result.max_steps}; a checkpoint is written"
+        console.print(f"{done}\n\nhint: continue with `fitune launch {run_file} --resume`", soft_wrap=True)
+        return 128 + interruption.signal_number
+    if record.result.steps < record.result.max_steps:
+        console.print(f"stopped early, after step {record.result.steps}: the evaluation loss did not fall any more")
+    console.print(f"done: {config.output_dir}/final", soft_wrap=True)
+    return 0
+
+
+def _show(record: RunRecord, console: Console) -> None:
+    """Print predicted and measured, or that there is nothing to measure."""
     table = comparison(record)
     if table.row_count:
         Console().print(table)
     else:
         console.print(f"no step was left to do: {record.result.steps} of {record.result.max_steps} are done")
-    if record.result.status == "interrupted" and interruption.signal_number is not None:
-        done = f"stopped after step {record.result.steps} of {record.result.max_steps}; a checkpoint is written"
-        console.print(f"{done}\n\nhint: continue with `fitune launch {run_file} --resume`", soft_wrap=True)
-        return 128 + interruption.signal_number
-    console.print(f"done: {config.output_dir}/final", soft_wrap=True)
-    return 0
 
 
 def comparison(record: RunRecord) -> Table:
@@ -84,19 +102,12 @@ def _error(expected: float | None, found: float) -> str:
     return f"{(expected - found) / found:+.1%}" if expected and found else "-"
 
 
-def _tell(console: Console, error: FituneError) -> int:
+def _tell(error: FituneError, *, hint: bool = True) -> None:
+    """Print an error, from whichever process of the run it is."""
+    console = Console(stderr=True)
     console.print(f"error: {error.message}", soft_wrap=True, highlight=False, markup=False)
-    if error.hint:
+    if error.hint and hint:
         console.print(f"\nhint: {error.hint}", soft_wrap=True, highlight=False, markup=False)
-    return error.exit_code
-
-
-def _report_status(**facts: int) -> None:
-    """Tell the launcher this process's number, and at the end its exit code, which `accelerate launch` loses."""
-    path = os.environ.get(STATUS_FILE)
-    if path:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from planner.run_config import RunConfig
 from planner.run_file import read_run_file
 from profiles.errors import ConfigError
+from trainer.seal import SEAL_FILE, damage, is_sealed
 
 FINAL = "final"
 CONFIG_FILE = "run.yaml"
 
-# Transformers writes it last, so a checkpoint that has it is whole.
 STATE_FILE = "trainer_state.json"
+"""Transformers' account of the run so far, in each checkpoint."""
 
 FIXED_KNOBS = (
     "model",
@@ -45,10 +48,32 @@ def last_checkpoint(output_dir: Path) -> Path | None:
 
 def discard_partial_checkpoints(output_dir: Path) -> list[Path]:
     """Delete the checkpoints that were cut off while they were written, and return them."""
-    partial = [folder for folder in _checkpoints(output_dir) if not _is_whole(folder)]
+    partial = [folder for folder in _checkpoints(output_dir) if not is_sealed(folder)]
     for folder in partial:
-        shutil.rmtree(folder)
+        _delete(folder)
     return partial
+
+
+def set_damaged_checkpoints_aside(output_dir: Path) -> list[str]:
+    """Rename the checkpoints that were whole once and are not any more; a sentence about each, for the user."""
+    remarks = []
+    for folder in _checkpoints(output_dir):
+        if is_sealed(folder) and (what := damage(folder)):
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            remarks.append(f"{folder} is damaged, {what}; it is kept as {aside.name} and not used")
+    return remarks
+
+
+def discard_old_checkpoints(output_dir: Path, keep: int, best: Path | None) -> None:
+    """Delete all checkpoints but the newest `keep` whole ones and the `best`, once the newest is whole."""
+    whole = [folder for folder in _checkpoints(output_dir) if _is_whole(folder)]
+    others = [folder for folder in whole if best is None or folder.name != best.name]
+    # The best one counts; the newest one always stays, for the way on.
+    newest = max(1, keep - (len(whole) - len(others)))
+    for folder in others[:-newest]:
+        _delete(folder)
 
 
 def checkpoint_to_resume(config: RunConfig) -> Path:
@@ -71,10 +96,42 @@ def checkpoint_to_resume(config: RunConfig) -> Path:
     return checkpoint
 
 
+def way_on(checkpoint: Path | None, run_file: Path) -> str:
+    """What is kept of a run that ended too soon, and the command that continues from it."""
+    if checkpoint is None:
+        return f"no checkpoint was written yet; start again with `fitune launch {run_file}`"
+    return f"{checkpoint} is whole; continue with `fitune launch {run_file} --resume`"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that were done when `checkpoint` was written."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
 def is_last_step(checkpoint: Path, config: RunConfig) -> bool:
-    """Whether nothing is left to train after `checkpoint`."""
-    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= (config.max_steps or state["max_steps"]))
+    """Whether nothing is left to train after `checkpoint`: it is of the last step, or the run stopped early there."""
+    state = read_state(checkpoint)
+    patience = config.early_stopping_patience
+    stopped_early = patience is not None and evaluations_since_best(state["log_history"]) >= patience
+    return stopped_early or bool(state["global_step"] >= (config.max_steps or state["max_steps"]))
+
+
+def best_checkpoint(checkpoint: Path) -> Path:
+    """The checkpoint with the lowest evaluation loss that `checkpoint` knows of, itself if it knows of none."""
+    best = read_state(checkpoint)["best_model_checkpoint"]
+    return checkpoint.with_name(Path(best).name) if best else checkpoint
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Transformers' account of the run up to `checkpoint`."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+def evaluations_since_best(log_history: Sequence[Mapping[str, float]]) -> int:
+    """How many evaluations followed the one with the lowest loss; 0 if the last one has it, or if there was none."""
+    losses = [entry["eval_loss"] for entry in log_history if "eval_loss" in entry]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
@@ -88,8 +145,10 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 
 
 def _is_whole(folder: Path) -> bool:
-    try:
-        json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return is_sealed(folder) and damage(folder) is None
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint in an order in which half of it is never taken for a whole one."""
+    (folder / SEAL_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,20 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from planner.run_config import RunConfig
-from profiles.errors import OutOfMemory, RunError
+from profiles.errors import Moment, OutOfMemory, RunError
+from trainer.agreement import largest
+from trainer.checkpoints import way_on
 from trainer.interruption import Interruption
+from trainer.ladder import advice
 
 FAULTS = (RuntimeError, MemoryError, OSError, SafetensorError)
 """What libraries raise when memory or disk end."""
+
+MOMENTS: tuple[tuple[Moment, frozenset[str]], ...] = (
+    ("saving", frozenset({"_save_checkpoint", "on_save", "save_final"})),
+    ("evaluation", frozenset({"evaluate", "_evaluate"})),
+)
+"""Functions of Transformers and of this package in which a run saves or evaluates; in all others it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +38,14 @@ class Where:
     checkpoint: Path | None
     run_file: Path
 
-    @property
-    def moment(self) -> str:
-        """What the run was doing."""
+    def during(self, moment: Moment) -> str:
+        """What the run was doing, in words."""
         if self.max_steps == 0:
             return "while the model was loaded"
-        if self.step >= self.max_steps:
-            return "after the last step"
-        return f"in step {self.step + 1} of {self.max_steps}"
-
-    @property
-    def way_on(self) -> str:
-        """What is kept, and the command that continues from it."""
-        if self.checkpoint is None:
-            return f"no checkpoint was written yet; start again with `fitune launch {self.run_file}`"
-        return f"{self.checkpoint} is whole; continue with `fitune launch {self.run_file} --resume`"
+        if moment == "training" and self.step < self.max_steps:
+            return f"in step {self.step + 1} of {self.max_steps}"
+        doing = {"evaluation": "in the evaluation ", "saving": "while saving "}.get(moment, "")
+        return f"{doing}after step {self.step} of {self.max_steps}"
 
 
 @contextmanager
@@ -60,18 +63,26 @@ def explaining(config: RunConfig, where: Callable[[], Where]) -> Iterator[None]:
 def explain(error: BaseException, config: RunConfig, where: Where) -> RunError | None:
     """The end of memory or disk behind `error`, as an error for the user; None if it is neither."""
     if _is_out_of_memory(error):
+        moment: Moment = moment_of(error) if where.max_steps else "loading"
         return OutOfMemory(
-            f"out of memory {where.moment}, with micro-batches of {config.per_device_train_batch_size} rows of up to "
-            f"{config.max_length} tokens",
-            hint=f"{_smaller(config)}; {where.way_on}",
+            f"out of memory {where.during(moment)}, with micro-batches of {config.per_device_train_batch_size} rows of "
+            f"up to {config.max_length} tokens",
+            hint=f"{advice(config, moment)}; {way_on(where.checkpoint, where.run_file)}",
+            moment=moment,
+            step=where.step,
         )
     if _is_disk_full(error):
-        moment = f"after step {where.step} of {where.max_steps}" if where.max_steps else where.moment
         return RunError(
-            f"a disk is full {moment}; the run writes to {config.output_dir}",
-            hint=f"free some space; {where.way_on}",
+            f"a disk is full {where.during('saving')}; the run writes to {config.output_dir}",
+            hint=f"free some space; {way_on(where.checkpoint, where.run_file)}",
         )
     return None
+
+
+def moment_of(error: BaseException) -> Moment:
+    """What a run was doing when `error` was raised, by the functions that it passed through."""
+    passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return next((moment for moment, functions in MOMENTS if functions & passed), "training")
 
 
 class FiniteLoss(TrainerCallback):  # type: ignore[misc]
@@ -107,7 +118,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self._interruption.in_step = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Save and stop, if a signal came."""
+        """Save and stop, if a signal came, to whichever process of the run."""
+        self._interruption.signal_number = largest(self._interruption.signal_number or 0, args.device) or None
         if self._interruption.signal_number is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -115,20 +127,6 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """There are no more steps."""
         self._interruption.in_step = False
-
-
-def _smaller(config: RunConfig) -> str:
-    """The change that saves most memory and changes the result least."""
-    if config.per_device_train_batch_size > 1:
-        half = config.per_device_train_batch_size // 2
-        return f"lower per_device_train_batch_size to {half} and raise gradient_accumulation_steps to match"
-    if not config.gradient_checkpointing:
-        return "set gradient_checkpointing to true"
-    if config.loss == "full":
-        return "set loss to fused"
-    if config.method == "lora":
-        return "set method to qlora with quantization nf4"
-    return "lower max_length"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -140,7 +138,7 @@ def _is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or what caused it, is a full disk: an OSError, or safetensors' or torch's own words for it."""
     chain = (error, error.__cause__, error.__context__)
     return any(
-        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT))
+        (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
         or any(words in str(one) for words in ("No space left on device", "os error 28", "file write failed"))
         for one in chain
         if one is not None

@@ -1,58 +1,43 @@
-"""Starts the process that trains, through `accelerate launch`, and returns its exit code. Needs no torch.
+"""Checks a run and starts the process that trains it; the exit code is that of the training. Needs no torch.
 
-`python -m trainer.launch RUN_FILE [--resume] [--dry-run] [--prediction FILE]`
+`python -m trainer.launch RUN_FILE [--resume] [--dry-run] [--max-restarts N] [--prediction FILE]`
 """
 
 import argparse
-import contextlib
 import importlib.util
-import json
-import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from planner.run_config import DTYPE_BYTES, RunConfig
 from planner.run_file import read_run_file
 from planner.units import format_bytes
 from profiles.errors import ConfigError, DataError, EnvironmentFault, FituneError
 from trainer.checkpoints import checkpoint_to_resume, holds_a_run
-from trainer.interruption import handling
 from trainer.model_name import weights_name
-from trainer.record import PREDICTION_FILE
+from trainer.record import PREDICTION_FILE, RECOVERIES_FILE
+from trainer.recover import MAX_RESTARTS, survive
+from trainer.training_process import Ending, run_training, training_command
 
-STATUS_FILE = "FITUNE_STATUS_FILE"
-"""Variable that names the file in which the trainer leaves its process number and exit code."""
-
-ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 # Checkpoints of an adapter with its optimizer's states stay below this share of the base model's 16-bit weights.
 ADAPTER_SHARE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A process to start: its arguments, and the variables that it gets on top of this process's own."""
-
-    argv: tuple[str, ...]
-    env: dict[str, str]
-
-    def __str__(self) -> str:
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        return " ".join([*variables, shlex.join(self.argv)])
-
-
 def launch(
-    config: RunConfig, run_file: Path, *, resume: bool = False, dry_run: bool = False, prediction: Path | None = None
+    config: RunConfig,
+    run_file: Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    max_restarts: int = MAX_RESTARTS,
+    prediction: Path | None = None,
 ) -> int:
     """Train what `config`, read from `run_file`, says; the trainer's exit code.
+
+    Where memory ends, the run goes on with less, at most `max_restarts` times.
 
     `prediction` is a file in the form of `trainer.record.Prediction`; its figures are shown beside the measured ones.
     A dry run checks, prints the command to stdout and changes nothing; it may leave the data open, as a plan may.
@@ -60,13 +45,12 @@ def launch(
     """
     if not (dry_run and config.data is None):
         check(config, resume=resume)
-    command = training_command(config, run_file, resume=resume)
     if dry_run:
         if config.data is None:
             sys.stderr.write(
                 "note: the run file has no data section yet; add `data: {path: FILE}` before you launch it\n"
             )
-        sys.stdout.write(f"{command}\n")
+        sys.stdout.write(f"{training_command(config, run_file, resume=resume)}\n")
         return 0
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -74,7 +58,13 @@ def launch(
         shutil.copyfile(prediction, output_dir / PREDICTION_FILE)
     elif not resume:
         (output_dir / PREDICTION_FILE).unlink(missing_ok=True)
-    return _supervise(command)
+    if not resume:
+        (output_dir / RECOVERIES_FILE).unlink(missing_ok=True)
+    return survive(config, run_file, resume=resume, max_restarts=max_restarts, train=_train)
+
+
+def _train(config: RunConfig, run_file: Path, resume: bool) -> Ending:
+    return run_training(training_command(config, run_file, resume=resume))
 
 
 def check(config: RunConfig, *, resume: bool) -> None:
@@ -95,70 +85,13 @@ def check(config: RunConfig, *, resume: bool) -> None:
     missing = [name for name in PACKAGES + _quantizer(config) if importlib.util.find_spec(name) is None]
     if missing:
         raise EnvironmentFault(f"training needs {', '.join(missing)}", hint="pip install 'fitune[train]'")
+    for name in config.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise EnvironmentFault(
+                f"report_to names {name}, which is not installed",
+                hint=f"`pip install {name}`, or leave it out",
+            )
     _check_disk(config)
-
-
-def training_command(config: RunConfig, run_file: Path, *, resume: bool = False) -> Command:
-    """What is started for this run, on one card or on the CPU."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-    argv = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ACCELERATE_CONFIG)]
-    argv += ["--num_cpu_threads_per_process", threads]
-    argv += ["--cpu"] if config.gpu is None else []
-    argv += ["--module", "trainer", str(run_file)]
-    argv += ["--resume"] if resume else []
-    env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if config.gpu is None:
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        # One card of those that this process may use: TRL refuses to train where it sees several.
-        env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        # The second name is the newer one.
-        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            env[name] = os.environ.get(name, "expandable_segments:True")
-    return Command(tuple(argv), env)
-
-
-def _supervise(command: Command) -> int:
-    """Run `command`, pass signals on to the trainer below it, and return the trainer's own exit code."""
-    killed_by: int | None = None
-    with tempfile.TemporaryDirectory(prefix="fitune-") as folder:
-        status = Path(folder) / "status"
-        env = {**os.environ, **command.env, STATUS_FILE: str(status)}
-        # In a group of its own, so that Ctrl-C reaches the trainer once, from here, and not accelerate's process.
-        process = subprocess.Popen(command.argv, env=env, process_group=0)
-
-        def forward(number: int, _: FrameType | None) -> None:
-            nonlocal killed_by
-            pid = _status(status).get("pid")
-            # Whoever is to be told may have ended just now.
-            with contextlib.suppress(ProcessLookupError):
-                if pid is not None:
-                    os.kill(pid, number)
-                else:
-                    killed_by = number
-                    os.killpg(process.pid, signal.SIGKILL)
-
-        with handling(forward):
-            process.wait()
-        exit_code = _status(status).get("exit_code")
-    if exit_code is None and killed_by is not None:
-        return 128 + killed_by
-    if exit_code is None:
-        sys.stderr.write(
-            "error: the training process ended without a result; if nothing above says why, the system killed it, "
-            "most often for lack of memory\n"
-        )
-        return 1
-    return exit_code
-
-
-def _status(path: Path) -> dict[str, int]:
-    """What the trainer has left in the status file so far."""
-    facts: dict[str, int] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            facts |= json.loads(line)
-    return facts
 
 
 def _quantizer(config: RunConfig) -> tuple[str, ...]:
@@ -193,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     parser.add_argument("--dry-run", action="store_true", help="check, print the command, change nothing")
+    parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS, help="restarts after memory ended")
     parser.add_argument("--prediction", type=Path, help="JSON file with the predicted figures")
     arguments = parser.parse_args(argv)
     try:
@@ -201,11 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run_file,
             resume=arguments.resume,
             dry_run=arguments.dry_run,
+            max_restarts=arguments.max_restarts,
             prediction=arguments.prediction,
         )
     except FituneError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"\nhint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
+    except KeyboardInterrupt:
+        # Between two processes; while one trains, the signal is for it.
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far a run is: a bar on a terminal, a line now and then elsewhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rich.console import Console
@@ -25,12 +25,15 @@ class Snapshot:
     peak_bytes: int | None
     predicted_bytes: int | None
     seconds_left: float | None
+    eval_loss: float | None = None
 
     def figures(self) -> str:
         """The figures behind the step, in one line."""
         parts = []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
+        if self.eval_loss is not None:
+            parts.append(f"evaluation loss {self.eval_loss:.4g}")
         if self.learning_rate is not None:
             parts.append(f"lr {self.learning_rate:.2e}")
         if self.tokens_per_second is not None:
@@ -138,6 +141,8 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         if logs and "loss" in logs:
             self._loss, self._learning_rate = logs["loss"], logs.get("learning_rate")
             self._display.log(self._snapshot(state))
+        if logs and "eval_loss" in logs:
+            self._display.log(replace(self._snapshot(state), eval_loss=logs["eval_loss"]))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Put the display away."""

@@ -2,15 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.run_config import RunConfig
-from profiles.errors import InputError
+from profiles.errors import InputError, Moment
 
 RECORD_FILE = "record.jsonl"
 PREDICTION_FILE = "prediction.json"
+RECOVERIES_FILE = "recoveries.jsonl"
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -61,6 +62,16 @@ class Result(_Part):
     seconds: float = Field(description="from the first step of this process to its last")
 
 
+class Recovery(_Part):
+    """One time that memory ended, and what the run gave up to go on."""
+
+    time: str = Field(description="ISO 8601 in UTC")
+    moment: Moment = Field(description="what the run was doing")
+    step: int = Field(description="optimizer steps done by then")
+    resumed_from: int = Field(description="step of the checkpoint that the run went on from; 0: from the start")
+    changes: dict[str, tuple[Any, Any]] = Field(description="knobs that changed: before, after")
+
+
 class RunRecord(_Part):
     """One run, complete enough to compare it with others and to repeat it."""
 
@@ -70,6 +81,7 @@ class RunRecord(_Part):
     measured: Measured
     environment: Environment
     result: Result
+    recoveries: tuple[Recovery, ...] = Field(default=(), description="the ends of memory that the run outlived")
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -84,18 +96,33 @@ class RunRecord(_Part):
 
 def append_record(record: RunRecord, output_dir: Path) -> None:
     """Add `record` to the run folder's record file, on disk when this returns."""
-    with (output_dir / RECORD_FILE).open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    _append(record, output_dir / RECORD_FILE)
 
 
 def read_records(output_dir: Path) -> list[RunRecord]:
     """The records of a run folder, oldest first; none if it has no record file. Raises InputError."""
-    path = output_dir / RECORD_FILE
-    if not path.exists():
-        return []
-    return [RunRecord.parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [RunRecord.parse(line) for line in _lines(output_dir / RECORD_FILE)]
+
+
+def append_recovery(recovery: Recovery, output_dir: Path) -> None:
+    """Remember `recovery` for the record of the run, on disk when this returns."""
+    _append(recovery, output_dir / RECOVERIES_FILE)
+
+
+def read_recoveries(output_dir: Path) -> tuple[Recovery, ...]:
+    """The recoveries of the run in this folder so far, oldest first."""
+    return tuple(Recovery.model_validate_json(line) for line in _lines(output_dir / RECOVERIES_FILE))
+
+
+def _append(part: _Part, path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(part.model_dump_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line] if path.exists() else []
 
 
 def read_prediction(path: Path) -> Prediction | None:

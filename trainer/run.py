@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,32 +12,38 @@ import datasets
 import torch
 import transformers
 from rich.console import Console
-from transformers import TrainerState
-from trl import SFTTrainer
+from transformers import Trainer, TrainerCallback
 
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import ConfigError, EnvironmentFault, RunError
+from trainer.agreement import wait_for_all
 from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
 from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
-    STATE_FILE,
     checkpoint_to_resume,
     discard_partial_checkpoints,
     is_last_step,
     last_checkpoint,
+    set_damaged_checkpoints_aside,
 )
 from trainer.data import load_examples
 from trainer.environment import environment
+from trainer.evaluation import SaveBest, StopEarly
 from trainer.faults import FiniteLoss, StopOnSignal, Where, explaining
 from trainer.hardware import check_config, check_kernels, expand_shared_heads
 from trainer.interruption import Interruption
+from trainer.log_file import LoggedDisplay
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
 from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dropped
 from trainer.probe import LongestBatch
 from trainer.progress import Display, ShowProgress
-from trainer.record import Measured, Prediction, Result, RunRecord, Status, append_record
+from trainer.ranks import local_rank, rank
+from trainer.record import Measured, Prediction, Result, RunRecord, Status, append_record, read_recoveries
+from trainer.run_lock import holding
+from trainer.samples import ShowSamples
+from trainer.saving import SealCheckpoints, load_finished, save_final
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +60,56 @@ def run(job: Job, display: Display, interruption: Interruption, console: Console
     """Train, evaluate, save, and append the record, which is also returned; `console` gets remarks for the user.
 
     Raises InputError for bad input before anything is trained, and RunError for what stops the run; checkpoints that
-    were written before stay whole.
+    were written before stay whole. Of several processes the first one writes.
     """
+    with holding(Path(job.config.output_dir)) if rank() == 0 else contextlib.nullcontext(), quiet_libraries():
+        return _run(job, display, interruption, console)
+
+
+def _run(job: Job, display: Display, interruption: Interruption, console: Console) -> RunRecord:
     config = job.config
     device = find_device(config)
     output_dir = Path(config.output_dir)
-    checkpoint = open_run_folder(job)
-    if checkpoint is not None:
-        console.print(f"continuing from {checkpoint}", soft_wrap=True)
-    with quiet_libraries():
-        with explaining(config, lambda: Where(0, 0, checkpoint, job.run_file)):
-            trainer = prepare(config, device, console)
-        memory = CudaMemory(device) if device.type == "cuda" else CpuMemory()
-        clock = StepClock(device)
-        predicted = job.prediction.allocated_bytes if job.prediction else None
-        # The clock stops before the longest batch is passed; the memory meter sees that batch too.
-        for callback in (
-            clock,
-            LongestBatch(config, trainer),
-            memory,
-            FiniteLoss(),
-            StopOnSignal(interruption),
-            ShowProgress(display, memory, clock, predicted),
-        ):
-            trainer.add_callback(callback)
-        status: Status = "failed"
-        try:
-            status = train(trainer, job, checkpoint, interruption)
-        finally:
-            memory.close()
-            display.close()
-            record = make_record(job, trainer, memory, clock, device, status)
-            # A full disk must not hide what filled it.
-            with contextlib.suppress(OSError):
+    checkpoint = open_run_folder(job, console)
+    with explaining(config, lambda: Where(0, 0, checkpoint, job.run_file)):
+        trainer = prepare(config, device, console)
+    memory = CudaMemory(device) if device.type == "cuda" else CpuMemory()
+    clock = StepClock(device)
+    if rank() == 0:
+        display = LoggedDisplay(display, output_dir)
+    predicted = job.prediction.allocated_bytes if job.prediction else None
+    # The clock stops before the longest batch is passed; the memory meter sees that batch too.
+    trainer.add_callback(clock)
+    trainer.add_callback(LongestBatch(config, trainer))
+    for callback in (memory, FiniteLoss(), StopOnSignal(interruption), SealCheckpoints(config)):
+        trainer.add_callback(callback)
+    for callback in optional_callbacks(config, trainer, console):
+        trainer.add_callback(callback)
+    trainer.add_callback(ShowProgress(display, memory, clock, predicted))
+    status: Status = "failed"
+    try:
+        status = train(trainer, job, checkpoint, interruption)
+    finally:
+        memory.close()
+        display.close()
+        record = make_record(job, trainer, memory, clock, device, status)
+        # A full disk must not hide what filled it.
+        with contextlib.suppress(OSError):
+            if rank() == 0:
                 append_record(record, output_dir)
     return record
+
+
+def optional_callbacks(config: RunConfig, trainer: Trainer, console: Console) -> list[TrainerCallback]:
+    """What the run file asks for beyond training."""
+    callbacks: list[TrainerCallback] = []
+    if config.load_best_model_at_end:
+        callbacks.append(SaveBest())
+    if config.early_stopping_patience is not None:
+        callbacks.append(StopEarly(config.early_stopping_patience))
+    if config.samples is not None:
+        callbacks.append(ShowSamples(config.samples, trainer.processing_class, Path(config.output_dir), console))
+    return callbacks
 
 
 def find_device(config: RunConfig) -> torch.device:
@@ -105,7 +125,9 @@ def find_device(config: RunConfig) -> torch.device:
             f"the run was planned for {config.gpu}, but torch {torch.__version__} finds no CUDA card",
             hint="`fitune doctor` looks for the reason; `gpu: null` trains on the CPU",
         )
-    device = torch.device("cuda", 0)
+    # Each process has a card of its own; a quantized model cannot be moved later.
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
     capability = torch.cuda.get_device_capability(device)
     check_kernels(torch.cuda.get_arch_list(), capability, torch.cuda.get_device_name(device))
     check_config(config, capability)
@@ -113,19 +135,24 @@ def find_device(config: RunConfig) -> torch.device:
     return device
 
 
-def open_run_folder(job: Job) -> Path | None:
+def open_run_folder(job: Job, console: Console) -> Path | None:
     """Make the run folder ready, with a copy of the configuration; the checkpoint to go on from, if asked to.
 
     Raises ConfigError if there is nothing to go on from, or if the run in the folder is another one.
     """
     output_dir = Path(job.config.output_dir)
     checkpoint = checkpoint_to_resume(job.config) if job.resume else None
-    discard_partial_checkpoints(output_dir)
-    write_run_file(job.config, output_dir / CONFIG_FILE, ["The run in this folder, as it was launched."])
+    if rank() == 0:
+        discard_partial_checkpoints(output_dir)
+        for remark in set_damaged_checkpoints_aside(output_dir):
+            console.print(f"note: {remark}", soft_wrap=True, highlight=False)
+        write_run_file(job.config, output_dir / CONFIG_FILE, ["The run in this folder, as it was launched."])
+    if checkpoint is not None:
+        console.print(f"continuing from {checkpoint}", soft_wrap=True)
     return checkpoint
 
 
-def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTrainer:
+def prepare(config: RunConfig, device: torch.device, console: Console) -> Trainer:
     """A trainer with data and model loaded. Raises InputError."""
     if config.data is None:
         raise ConfigError("the run file has no data section", hint="add `data: {path: FILE}`")
@@ -138,9 +165,7 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
     trainer = make_trainer(config, model, tokenizer, examples)
     remarks = list(examples.remarks)
     if dropped := dropped_rows(config, examples, trainer):
-        remarks.append(
-            f"{dropped} rows are left out: {why_dropped(config)}"
-        )
+        remarks.append(f"{dropped} rows are left out: {why_dropped(config)}")
     if full := rows_at_limit(config, trainer):
         remarks.append(f"{full} rows fill max_length {config.max_length}; what is longer is cut off")
     for remark in remarks:
@@ -148,7 +173,7 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> SFTTra
     return trainer
 
 
-def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: Interruption) -> Status:
+def train(trainer: Trainer, job: Job, checkpoint: Path | None, interruption: Interruption) -> Status:
     """Train to the end or to a signal, then evaluate and save. Raises RunError."""
     output_dir = Path(job.config.output_dir)
 
@@ -157,38 +182,32 @@ def train(trainer: SFTTrainer, job: Job, checkpoint: Path | None, interruption: 
         return Where(trainer.state.global_step, trainer.state.max_steps, last_checkpoint(output_dir), job.run_file)
 
     with explaining(job.config, where):
-        if checkpoint is not None and is_last_step(checkpoint, job.config):
-            load_finished(trainer, checkpoint)
+        finished = checkpoint is not None and is_last_step(checkpoint, job.config)
+        if checkpoint is not None and finished:
+            load_finished(trainer, job.config, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if interruption.signal_number is not None and trainer.state.global_step < trainer.state.max_steps:
-            return "interrupted"
-        if trainer.state.global_step < trainer.state.max_steps:
+        stopped_early = finished or any(isinstance(one, StopEarly) and one.stopped for one in callbacks_of(trainer))
+        if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
+            if interruption.signal_number is not None:
+                return "interrupted"
             raise RunError(f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.eval_dataset is not None and _last_logged(trainer, "eval_loss", at_end=True) is None:
             trainer.evaluate()
-        save_final(trainer, output_dir / FINAL)
+        if rank() == 0:
+            save_final(trainer, output_dir / FINAL)
+        wait_for_all()
     return "completed"
 
 
-def load_finished(trainer: SFTTrainer, checkpoint: Path) -> None:
-    """Put the weights and the state of a run's last step into `trainer`, which would do one step too many itself."""
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-
-
-def save_final(trainer: SFTTrainer, folder: Path) -> None:
-    """Write the adapter, or the whole model, and the tokenizer with its chat template; `folder` appears whole."""
-    unfinished = folder.with_name(f".{folder.name}")
-    for old in (unfinished, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
-    trainer.processing_class.save_pretrained(unfinished)
-    unfinished.rename(folder)
+def callbacks_of(trainer: Trainer) -> list[TrainerCallback]:
+    """What listens to `trainer`."""
+    callbacks: list[TrainerCallback] = trainer.callback_handler.callbacks
+    return callbacks
 
 
 def make_record(
-    job: Job, trainer: SFTTrainer, memory: MemoryMeter, clock: StepClock, device: torch.device, status: Status
+    job: Job, trainer: Trainer, memory: MemoryMeter, clock: StepClock, device: torch.device, status: Status
 ) -> RunRecord:
     """What the run was to take and what it took."""
     return RunRecord(
@@ -208,9 +227,10 @@ def make_record(
             steps=trainer.state.global_step,
             max_steps=trainer.state.max_steps,
             loss=_last_logged(trainer, "loss"),
-            eval_loss=_last_logged(trainer, "eval_loss"),
+            eval_loss=_eval_loss(trainer, job.config),
             seconds=clock.seconds,
         ),
+        recoveries=read_recoveries(Path(job.config.output_dir)),
     )
 
 
@@ -231,7 +251,14 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
-def _last_logged(trainer: SFTTrainer, key: str, at_end: bool = False) -> float | None:
+def _eval_loss(trainer: Trainer, config: RunConfig) -> float | None:
+    """The evaluation loss of the weights that are kept."""
+    if config.load_best_model_at_end and trainer.state.best_metric is not None:
+        return float(trainer.state.best_metric)
+    return _last_logged(trainer, "eval_loss")
+
+
+def _last_logged(trainer: Trainer, key: str, at_end: bool = False) -> float | None:
     """The newest value of `key` in the trainer's log; with `at_end` only one that belongs to the last step."""
     for entry in reversed(trainer.state.log_history):
         if key in entry and not (at_end and entry["step"] != trainer.state.global_step):

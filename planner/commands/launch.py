@@ -58,7 +58,7 @@ def launch(
         return _refuse(prediction, target, json)
     _announce(prediction, target)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
-        jsonlib.dump(trainer_prediction(prediction), file)
+        jsonlib.dump(prediction.figures, file)
         file.flush()
         argv = trainer_argv(run_file, Path(file.name), resume=resume, dry_run=dry_run)
         # With --json, stdout is for the one object; what the trainer prints there goes beside it.
@@ -73,18 +73,6 @@ def trainer_argv(run_file: Path, prediction_file: Path, *, resume: bool, dry_run
     """The command that starts the trainer's launcher."""
     argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--prediction", str(prediction_file)]
     return argv + ["--resume"] * resume + ["--dry-run"] * dry_run
-
-
-def trainer_prediction(prediction: Prediction) -> dict[str, object]:
-    """What the trainer prints beside the measured figures, as `trainer.record.Prediction` reads it."""
-    memory, speed = prediction.estimate, prediction.speed
-    return {
-        "allocated_bytes": memory.allocated_bytes,
-        "reserved_bytes": memory.reserved_bytes,
-        "process_bytes": memory.process_bytes,
-        "interval_bytes": memory.interval_bytes,
-        "tokens_per_second": speed.tokens_per_second if speed else None,
-    }
 
 
 def run_process(argv: Sequence[str], stdout: IO[str] | None = None) -> int:

@@ -1,0 +1,130 @@
+"""The process that trains: what is started, and how it ended. Needs no torch."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from planner.run_config import RunConfig
+from profiles.errors import Moment
+from trainer.interruption import handling
+
+STATUS_FILE = "FITUNE_STATUS_FILE"
+"""Variable that names the file in which the trainer leaves its process number, and how it ended, as lines of JSON."""
+
+ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A process to start: its arguments, and the variables that it gets on top of this process's own."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+    def __str__(self) -> str:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return " ".join([*variables, shlex.join(self.argv)])
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a training process ended; `exit_code` is None where it was killed before it could tell.
+
+    `out_of_memory` is what it was doing when memory ended, None if that was not the reason; `step` the steps done then.
+    """
+
+    exit_code: int | None
+    out_of_memory: Moment | None = None
+    step: int = 0
+
+
+def training_command(config: RunConfig, run_file: Path, *, resume: bool = False) -> Command:
+    """What is started for this run: one process on one card or on the CPU, or one for each card."""
+    argv = [sys.executable, "-m", *(_one_process(config) if config.num_gpus == 1 else _several_processes(config))]
+    argv += ["--module", "trainer", str(run_file)]
+    argv += ["--resume"] if resume else []
+    env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if config.gpu is None:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # As many of the cards that this process may use: TRL refuses to train where it sees more than one a process.
+        usable = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(config.num_gpus)))).split(",")
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(usable[: config.num_gpus])
+        # The second name is the newer one.
+        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+            env[name] = os.environ.get(name, "expandable_segments:True")
+    return Command(tuple(argv), env)
+
+
+def _one_process(config: RunConfig) -> list[str]:
+    argv = ["accelerate.commands.launch", "--quiet", "--config_file", str(ACCELERATE_CONFIG)]
+    argv += ["--num_cpu_threads_per_process", str(_threads())]
+    return argv + (["--cpu"] if config.gpu is None else [])
+
+
+def _several_processes(config: RunConfig) -> list[str]:
+    """Torch's own launcher, which accelerate starts on cards as well; on CPUs accelerate would ask for MPI."""
+    return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(config.num_gpus)]
+
+
+def _threads() -> int:
+    """Threads that the user allows, or else one for each core."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def run_training(command: Command) -> Ending:
+    """Run `command` to its end, and pass signals on to the trainer below it."""
+    with tempfile.TemporaryDirectory(prefix="fitune-") as folder:
+        status = Path(folder) / "status"
+        env = {**os.environ, **command.env, STATUS_FILE: str(status)}
+        # In a group of its own, so that Ctrl-C reaches the trainer once, from here, and not accelerate's process.
+        process = subprocess.Popen(command.argv, env=env, process_group=0)
+        killed_by: int | None = None
+
+        def forward(number: int, _: FrameType | None) -> None:
+            nonlocal killed_by
+            pids = [fact["pid"] for fact in _status(status) if "pid" in fact]
+            if not pids:
+                killed_by = number
+                os.killpg(process.pid, signal.SIGKILL)
+            for pid in pids:
+                # Whoever is to be told may have ended just now.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+        with handling(forward):
+            process.wait()
+        ending = read_ending(status)
+    return Ending(128 + killed_by) if ending.exit_code is None and killed_by is not None else ending
+
+
+def read_ending(status: Path) -> Ending:
+    """How the trainer ended, by its own account; of several processes that of the one that failed."""
+    last_words = [fact for fact in _status(status) if "exit_code" in fact]
+    if not last_words:
+        return Ending(None)
+    # The others are stopped when one has failed; what they say of that is no reason.
+    reason = max(last_words, key=lambda fact: ("out_of_memory" in fact, fact["exit_code"] in (1, 2)))
+    return Ending(reason["exit_code"], reason.get("out_of_memory"), reason.get("step", 0))
+
+
+def report(**facts: object) -> None:
+    """Tell the launcher, if there is one, this process's number, and at the end how it ended."""
+    path = os.environ.get(STATUS_FILE)
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+
+def _status(path: Path) -> list[dict[str, Any]]:
+    """What the processes that train have told so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
