@@ -2,8 +2,8 @@
 
 from functools import lru_cache
 
-from planner.run_config import Dtype, LoraKnobs, RunConfig
-from planner.step import Adapter, AttentionKernel, StepSpec
+from planner.run_config import PAIRED, REFERRING, Dtype, LoraKnobs, Objective, RunConfig
+from planner.step import Adapter, AttentionKernel, Reference, StepLoss, StepSpec
 from profiles.architecture import Architecture
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
@@ -12,6 +12,9 @@ from profiles.model import ModelProfile
 from profiles.trainer import TrainerProfile, find_trainer
 
 AUTOCAST: dict[str, Dtype | None] = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
+
+PREFERENCE_TRAINERS = ("fitune", "trl")
+"""Trainers whose steps of other objectives than sft are described: TRL's, which are fitune's too."""
 
 LARGEST_FUSED_HEAD = 256
 """Widest head of torch's fused kernels with a backward pass (aten `sdp_utils.cpp`)."""
@@ -23,12 +26,13 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
     Raises ConfigError for target modules that the model does not have and for an unknown trainer.
     """
     traits = find_trainer(trainer)
+    _check_objective(config, model, trainer)
     arch = architecture(model)
     masked = _needs_mask(config, arch)
     autocast = AUTOCAST[config.mixed_precision]
     kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
     return StepSpec(
-        micro_batch=config.per_device_train_batch_size,
+        micro_batch=_rows(config, config.per_device_train_batch_size),
         seq_len=config.max_length,
         weight_dtype=config.dtype,
         adapter=_adapter(config, arch, traits),
@@ -39,15 +43,53 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
         attention=kernel,
         expand_kv=expand_kv,
         masked=masked,
-        loss=config.loss if traits.loss == "config" else traits.loss,
+        loss=_loss(config, traits),
         checkpointing=config.gradient_checkpointing,
         checkpoint_every=config.checkpoint_every_n_layers,
         checkpoint_offload=config.checkpoint_offload and gpu is not None,
         optimizer=config.optim,
         gradients_persist=config.gradient_accumulation_steps > 1,
-        eval_batch=config.per_device_eval_batch_size if config.data and config.data.eval_fraction else None,
+        eval_batch=_rows(config, config.per_device_eval_batch_size)
+        if config.data and config.data.eval_fraction
+        else None,
+        objective=config.objective,
+        reference=_reference(config),
+        target_len=(config.max_target_length or config.max_length) if model.is_encoder_decoder else None,
         device="cuda" if gpu else "cpu",
     )
+
+
+def _check_objective(config: RunConfig, model: ModelProfile, trainer: str) -> None:
+    if config.objective == "sft":
+        return
+    if model.is_encoder_decoder:
+        raise ConfigError(
+            f"objective is {config.objective}, but {model.hf_id} has an encoder, which TRL trains no preferences of",
+            hint="use sft, or a model without an encoder",
+        )
+    if trainer not in PREFERENCE_TRAINERS:
+        raise ConfigError(
+            f"objective is {config.objective}, but what a step of {trainer} takes is only known for sft",
+            hint=f"one of: {', '.join(PREFERENCE_TRAINERS)}",
+        )
+
+
+def _rows(config: RunConfig, examples: int) -> int:
+    """Rows that pass the model at once for so many examples."""
+    return 2 * examples if config.objective in PAIRED else examples
+
+
+def _loss(config: RunConfig, traits: TrainerProfile) -> StepLoss:
+    own: dict[Objective, StepLoss] = {"orpo": "odds_ratio", "reward": "score"}
+    return own.get(config.objective) or (config.loss if traits.loss == "config" else traits.loss)
+
+
+def _reference(config: RunConfig) -> Reference:
+    """Where the reference answers: TRL copies a model that learns as a whole, and switches an adapter off."""
+    asked_before = config.preference is not None and config.preference.precompute_ref_log_probs
+    if config.objective not in REFERRING or asked_before:
+        return "none"
+    return "copy" if config.method == "full" else "adapter_off"
 
 
 def attention_kernel(
@@ -82,7 +124,7 @@ def _needs_mask(config: RunConfig, arch: Architecture) -> bool:
     if config.attn_implementation == "flash_attention_2":
         return False
     slides = any(block.attention.window and block.attention.window < config.max_length for block in arch.blocks)
-    return slides or (config.per_device_train_batch_size > 1 and not config.packing)
+    return slides or (_rows(config, config.per_device_train_batch_size) > 1 and not config.packing)
 
 
 def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:

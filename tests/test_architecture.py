@@ -17,7 +17,7 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 PLANNER_LAYERS = (
     ("units",),
     ("run_config", "run_file"),
-    ("step", "hardware", "resolve"),
+    ("step", "network", "hardware", "resolve"),
     ("memory", "verdict"),
     ("work", "speed_rates", "speed"),
     ("request", "space", "candidate", "search", "nearest"),

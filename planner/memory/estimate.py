@@ -16,15 +16,15 @@ from planner.memory.reserved import process_memory
 from planner.memory.states import state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, evaluation_peak, timeline
 from planner.memory.workspace import batch_bytes, workspace_bytes
+from planner.network import network
 from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
 from planner.units import format_bytes, format_count
 from profiles.architecture import Architecture
-from profiles.build_architecture import architecture
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 
-Phase = Literal["load", "forward", "loss", "backward", "step", "evaluation"]
+Phase = Literal["load", "forward", "loss", "reference", "backward", "step", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     Raises UnsupportedError for an architecture that is not described and ConfigError for an unknown optimizer.
     Measured error on published runs of one GPU: median 0.9 %, 95th percentile 14.8 % (`calibration.compare`).
     """
-    arch = architecture(model)
+    arch = network(model, step.objective)
     static = _static(arch, step, gpu)
     always = sum(static.values())
     moments = _moments(arch, step)
@@ -90,7 +90,7 @@ def _components(sizes: dict[str, int], arch: Architecture, step: StepSpec, peak:
     return tuple(Component(name, size, _why(name, arch, step, peak)) for name, size in sizes.items() if size)
 
 
-LOADED = ("weights", "quantized weights")
+LOADED = ("weights", "quantized weights", "reference weights")
 
 
 def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[str, int]:
@@ -98,6 +98,7 @@ def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[
     return {
         "weights": base_weight_bytes(arch, step),
         "quantized weights": quantized_weight_bytes(arch, step),
+        "reference weights": base_weight_bytes(arch, step) if step.reference == "copy" else 0,
         "adapter": adapter_bytes(arch, step),
         "optimizer states": state_bytes(arch, step),
         "earlier gradients": gradient_bytes(arch, step) if step.gradients_persist else 0,
@@ -115,6 +116,8 @@ def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, 
         "backward": (_parts(activity.backward), activity.backward),
         "step": (_optimizer_parts(arch, step), None),
     }
+    if activity.reference:
+        moments["reference"] = (_parts(activity.reference), activity.reference)
     if step.eval_batch:
         evaluation = evaluation_peak(arch, replace(step, micro_batch=step.eval_batch))
         moments["evaluation"] = (_parts(evaluation), evaluation)
@@ -150,6 +153,7 @@ def _why(name: str, arch: Architecture, step: StepSpec, peak: Peak | None) -> st
     texts = {
         "weights": f"what is not quantized, in {step.base_dtype}",
         "quantized weights": f"{step.quantization} Linear layers with their block constants",
+        "reference weights": f"a frozen copy in {step.base_dtype}",
         "adapter": f"{format_count(learns)} parameters x {itemsize} B",
         "optimizer states": f"{step.optimizer}, {format_count(learns)} parameters",
         "earlier gradients": f"{format_count(learns)} parameters x {itemsize} B, kept between micro-batches",

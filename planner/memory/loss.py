@@ -1,4 +1,4 @@
-"""From the last layer to the loss on the tape: final norm, head, and the five ways to the cross entropy.
+"""From the last layer to the loss on the tape: final norm, head, and the ways to the cross entropy or the score.
 
 Sources: Transformers 5.23 `loss/loss_utils.py`; TRL 1.16 `kernels/chunked_logprob.py`, 1.7-1.14 `chunked_nll`; Liger
 0.8.5 `ops/fused_linear_cross_entropy.py`; fms-acceleration's fused cross entropy, which is Unsloth's kernel.
@@ -25,7 +25,15 @@ def loss_tape(architecture: Architecture, step: StepSpec) -> Tape:
     x = source
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
-    paths = {"full": _full, "full_inplace": _full_inplace, "chunked": _chunked, "fused": _fused, "liger": _liger}
+    paths = {
+        "full": _full,
+        "full_inplace": _full_inplace,
+        "chunked": _chunked,
+        "fused": _fused,
+        "liger": _liger,
+        "odds_ratio": _odds_ratio,
+        "score": _score,
+    }
     paths[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
     return ops.tape
 
@@ -129,6 +137,48 @@ def _liger(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     op = ops.tape.ops[-1]
     op.scratch = 2 * tile + rounded(rows * head.out_features * FLOAT32)
     op.parameter_gradients = _head_gradient(ops, head)
+
+
+def _odds_ratio(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+    """ORPO in TRL 1.16: all logits, the cross entropy of the chosen half, and log-probabilities of both halves.
+
+    Accelerate hands the logits of autocast on in float32. Each slice of the logits has a gradient of their full size.
+    """
+    logits = _logits(ops, head, x, capped)
+    wide = ops.cast(logits, FLOAT32) if ops.autocast_size else logits
+    half = wide.elements // 2
+    chosen = Tensor("chosen logits", half, wide.itemsize)
+    ops.tape.add(Op("chosen logits", (wide,), (chosen,), backward_scratch=chosen.bytes))
+    log_softmax = Tensor("log-softmax of the chosen", half, wide.itemsize)
+    ops.tape.add(Op("log_softmax", (chosen,), (log_softmax,), (log_softmax,)))
+    nll = ops.tape.add(Op("nll", (log_softmax,), (Tensor("nll", 1, FLOAT32),)))
+    ops.tape.hold(chosen)
+    answers = Tensor("logits of the labels", wide.elements, wide.itemsize, base=wide)
+    ops.tape.add(Op("slice", (wide,), (answers,)))
+    logps = _log_probabilities(ops, answers)
+    _scalar(ops, "odds ratio", (nll, logps))
+    ops.tape.hold(wide)
+
+
+def _log_probabilities(ops: Operators, logits: Tensor) -> Tensor:
+    """Log-probabilities of the labels: one kernel of TRL on a card, a loop over rows without Triton."""
+    sums = Tensor("log-sum-exp", ops.tokens, ROW_STATISTICS)
+    if ops.step.device == "cuda":
+        return ops.tape.add(
+            Op("log-probabilities", (logits,), (Tensor("log-probabilities", ops.tokens, 4),), (logits, sums))
+        )
+    picked = ops.tape.add(Op("gather", (logits,), (Tensor("picked logits", ops.tokens, logits.itemsize),)))
+    # The gradients of the rows are stacked.
+    ops.tape.add(Op("log-sum-exp", (logits,), (sums,), (logits, sums), backward_scratch=logits.bytes))
+    return ops.tape.add(Op("log-probabilities", (picked, sums), (Tensor("log-probabilities", ops.tokens, FLOAT32),)))
+
+
+def _score(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+    """A reward model: one number a token, of which the last of each row counts. The head learns below any adapter."""
+    narrow = ops.cast(x, ops.autocast_size or x.itemsize)
+    scores = Tensor("scores", ops.tokens, narrow.itemsize)
+    ops.tape.add(Op("score", (narrow,), (scores,), (narrow,), parameter_gradients=_head_gradient(ops, head)))
+    _scalar(ops, "score loss", (scores,))
 
 
 def _head_gradient(ops: Operators, head: Linear) -> int:

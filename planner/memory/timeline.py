@@ -9,8 +9,11 @@ from planner.memory.loss import loss_tape
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.tape import Moment, rounded
 from planner.run_config import DTYPE_BYTES
-from planner.step import StepSpec
+from planner.step import Adapter, StepSpec
 from profiles.architecture import Architecture
+
+NO_TARGETS = Adapter(1, (), 0.0, "float32")
+"""An adapter of nothing: the base is frozen, and no module is adapted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,11 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The peaks of the three phases that have activations."""
+    """The peaks of the phases that have activations; a reference is asked between loss and backward pass."""
 
     forward: Peak
     loss: Peak
+    reference: Peak | None
     backward: Peak
 
 
@@ -99,6 +103,7 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
             Peak("loss", loss.backward, stored, loss.backward.bytes),
             key=lambda peak: peak.bytes,
         ),
+        reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
         backward=_backward(groups, stored, loss, _embedding_peak(architecture, step), not step.gradients_persist),
     )
 
@@ -109,6 +114,16 @@ def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     layers = [Peak("layer", group.memory.inference_peak, working=group.memory.inference_peak.bytes) for group in groups]
     inference = _loss_memory(architecture, _loss_key(step)).inference
     return max(*layers, Peak("loss", inference, working=inference.bytes), key=lambda peak: peak.bytes)
+
+
+def _reference_peak(architecture: Architecture, step: StepSpec, stored: int) -> Peak:
+    """The forward pass of the reference, without gradients, while all is stored that the model's own pass keeps.
+
+    Source: TRL 1.16 `DPOTrainer._compute_loss`, `KTOTrainer._compute_loss`. KTO's passes for the divergence are of the
+    same size, and no later than this one.
+    """
+    frozen = replace(step, adapter=NO_TARGETS, reference="none")
+    return replace(evaluation_peak(architecture, frozen), stored=stored)
 
 
 def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGroup]:
@@ -190,6 +205,7 @@ class LossMemory:
     forward: Moment
     backward: Moment
     inference: Moment
+    saved_bytes: int
     parameter_gradient_bytes: int
     kept_bytes: int
 
@@ -202,6 +218,7 @@ def _loss_memory(architecture: Architecture, step: StepSpec) -> LossMemory:
         forward=tape.forward_peak(tape.saved()),
         backward=tape.backward_peak(),
         inference=tape.forward_peak(),
+        saved_bytes=tape.saved_bytes(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
         kept_bytes=rounded(logits) if step.output_alive else 0,
     )
@@ -223,6 +240,8 @@ def _loss_key(step: StepSpec) -> StepSpec:
         optimizer="",
         gradients_persist=False,
         eval_batch=None,
+        objective="sft",
+        reference="none",
         experts_quantized=False,
         double_quant=False,
     )

@@ -1,13 +1,17 @@
 """Memory that no formula of the model gives: the batch itself, masks, rotary tables, cuBLAS."""
 
 from planner.memory.tape import rounded
-from planner.run_config import DTYPE_BYTES
+from planner.run_config import DTYPE_BYTES, Objective
 from planner.step import StepSpec
 from profiles.architecture import Architecture
 from profiles.gpu import GpuProfile
 
 INDEX = 8
 """Bytes of one int64: token ids, labels, positions."""
+
+INDEX_TENSORS: dict[Objective, int] = {"sft": 3, "dpo": 4, "ipo": 4, "kto": 8, "orpo": 8, "reward": 2}
+"""Tensors of one index a token: token ids, attention mask and labels; masks of completions; with kto the same once more
+for the divergence; with orpo both answers apart and together."""
 
 CUBLAS_WORKSPACES = 2
 """The forward pass and autograd run on two threads, and each gets a workspace (aten `CUDABlas.cpp`)."""
@@ -18,7 +22,7 @@ def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
     rows = rounded(step.num_tokens * INDEX)
     rotary = max(block.attention.rotary_dim for block in architecture.blocks)
     tables = 2 * rounded(step.seq_len * rotary * DTYPE_BYTES[step.base_dtype])
-    return 3 * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
+    return INDEX_TENSORS[step.objective] * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
 
 
 def _mask_bytes(step: StepSpec) -> int:
