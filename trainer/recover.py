@@ -17,7 +17,7 @@ from trainer.record import PREDICTION_FILE, Prediction, Recovery, append_recover
 from trainer.training_process import Ending
 
 MAX_RESTARTS = 10
-"""More rungs than a ladder has, from a micro-batch of 64 rows without checkpointing down."""
+"""As many rungs as the ladder has below a micro-batch of 64 rows without checkpointing."""
 
 Train = Callable[[RunConfig, Path, bool], Ending]
 """Runs a process that trains a configuration, kept in a run file, from the start or (True) from its checkpoint."""

@@ -34,14 +34,29 @@ def launch(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the command; change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="Fresh starts after memory ended; as many as help, if not given.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Train what a run file says, if it is predicted to fit.
 
     The exit code is that of the training.
 
-    A run that is predicted not to fit is refused, with a configuration that would. The run folder keeps the
+    A run that is predicted not to fit is refused, with a configuration that would. Where memory ends all the same, a
+    fresh process goes on from the last checkpoint with smaller micro-batches and more accumulation, then with more
+    checkpointing; the effective batch, the learning rate and the order of the data stay. The run folder keeps the
     prediction and, at the end, a record of predicted and measured.
+
+    The first Ctrl-C or SIGTERM lets the step end and writes a checkpoint; the second one stops at once. --resume goes
+    on from the newest checkpoint that is whole.
 
     \b
     Examples:
@@ -57,10 +72,14 @@ def launch(
     if prediction.verdict == "no" and not force:
         return _refuse(prediction, target, json)
     _announce(prediction, target)
+    if config.num_gpus > 1:
+        sys.stderr.write(
+            f"note: the prediction is for one card alone; on {config.num_gpus}, gradient buckets come on top\n"
+        )
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
         jsonlib.dump(prediction.figures, file)
         file.flush()
-        argv = trainer_argv(run_file, Path(file.name), resume=resume, dry_run=dry_run)
+        argv = trainer_argv(run_file, Path(file.name), resume=resume, dry_run=dry_run, max_restarts=max_restarts)
         # With --json, stdout is for the one object; what the trainer prints there goes beside it.
         exit_code = run_process(argv, sys.stderr if json else None)
     if json:
@@ -69,9 +88,10 @@ def launch(
     return exit_code
 
 
-def trainer_argv(run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool) -> list[str]:
+def trainer_argv(run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool, max_restarts: int) -> list[str]:
     """The command that starts the trainer's launcher."""
     argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--prediction", str(prediction_file)]
+    argv += ["--max-restarts", str(max_restarts)] if max_restarts is not None else []
     return argv + ["--resume"] * resume + ["--dry-run"] * dry_run
 
 

@@ -79,10 +79,17 @@ def _row(place: Path, record: dict[str, Any]) -> list[Cell]:
         str(place),
         record["config"]["model"],
         record["environment"].get("gpu") or "CPU",
-        record["result"]["status"],
+        _ended(record),
         format_bytes(predicted) if predicted else "-",
         format_bytes(measured) if measured else "-",
         f"{predicted / measured - 1:+.1%}" if predicted and measured else "-",
         f"{tokens_per_second:.0f}" if tokens_per_second else "-",
         f"{loss:.3f}" if loss is not None else "-",
     ]
+
+
+def _ended(record: dict[str, Any]) -> str:
+    """How the run ended, and how often memory did on the way."""
+    restarts = len(record.get("recoveries", ()))
+    times = "once" if restarts == 1 else f"{restarts} times"
+    return f"{record['result']['status']}, restarted {times}" if restarts else str(record["result"]["status"])

@@ -39,9 +39,10 @@ def started(monkeypatch):
 
 
 def test_the_trainer_is_another_process():
-    argv = trainer_argv(Path("run.yaml"), Path("p.json"), resume=True, dry_run=True)
+    argv = trainer_argv(Path("run.yaml"), Path("p.json"), resume=True, dry_run=True, max_restarts=3)
     start = [sys.executable, "-m", "trainer.launch"]
-    assert argv == [*start, "run.yaml", "--prediction", "p.json", "--resume", "--dry-run"]
+    options = ["--prediction", "p.json", "--max-restarts", "3", "--resume", "--dry-run"]
+    assert argv == [*start, "run.yaml", *options]
 
 
 def test_launch_returns_the_code_of_the_trainer_and_hands_it_the_prediction(run_file, started, capsys):
