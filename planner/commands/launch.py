@@ -88,7 +88,9 @@ def launch(
     return exit_code
 
 
-def trainer_argv(run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool, max_restarts: int) -> list[str]:
+def trainer_argv(
+    run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool, max_restarts: int | None = None
+) -> list[str]:
     """The command that starts the trainer's launcher."""
     argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--prediction", str(prediction_file)]
     argv += ["--max-restarts", str(max_restarts)] if max_restarts is not None else []
