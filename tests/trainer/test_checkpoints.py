@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,18 +11,26 @@ from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
     checkpoint_to_resume,
+    discard_old_checkpoints,
     discard_partial_checkpoints,
+    evaluations_since_best,
     holds_a_run,
+    is_last_step,
     last_checkpoint,
+    set_damaged_checkpoints_aside,
 )
+from trainer.seal import seal
 
 
-def add_checkpoint(output_dir: Path, step: int, state: str | None = '{"global_step": 3}') -> Path:
+def add_checkpoint(output_dir: Path, step: int, *, sealed: bool = True, **state: object) -> Path:
     folder = output_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").touch()
-    if state is not None:
-        (folder / "trainer_state.json").write_text(state)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "optimizer.pt").write_bytes(b"states")
+    account = {"global_step": step, "max_steps": 100, "log_history": [], "best_model_checkpoint": None, **state}
+    (folder / "trainer_state.json").write_text(json.dumps(account))
+    if sealed:
+        seal(folder)
     return folder
 
 
@@ -31,20 +41,83 @@ def test_the_last_checkpoint_is_the_one_of_the_highest_step(tmp_path):
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
 
 
-@pytest.mark.parametrize("state", [None, "", '{"global_'], ids=["no state", "empty state", "cut off state"])
-def test_a_checkpoint_that_was_cut_off_does_not_count_and_can_be_discarded(tmp_path, state):
+def test_a_checkpoint_that_was_cut_off_does_not_count_and_can_be_discarded(tmp_path):
     whole = add_checkpoint(tmp_path, 10)
-    partial = add_checkpoint(tmp_path, 20, state)
+    partial = add_checkpoint(tmp_path, 20, sealed=False)
     assert last_checkpoint(tmp_path) == whole
     assert discard_partial_checkpoints(tmp_path) == [partial]
     assert whole.exists()
     assert not partial.exists()
 
 
+def truncate(folder):
+    os.truncate(folder / "adapter_model.safetensors", 3)
+
+
+def lose(folder):
+    (folder / "optimizer.pt").unlink()
+
+
+def scramble(folder):
+    (folder / "files.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (truncate, "adapter_model.safetensors has 3 of 7 bytes"),
+        (lose, "optimizer.pt is missing"),
+        (scramble, "files.json cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_counts(tmp_path, harm, words):
+    whole = add_checkpoint(tmp_path, 10)
+    harm(add_checkpoint(tmp_path, 20))
+    assert last_checkpoint(tmp_path) == whole
+    assert discard_partial_checkpoints(tmp_path) == []
+    (remark,) = set_damaged_checkpoints_aside(tmp_path)
+    assert remark == f"{tmp_path}/checkpoint-20 is damaged, {words}; it is kept as damaged-checkpoint-20 and not used"
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-10", "damaged-checkpoint-20"]
+    assert set_damaged_checkpoints_aside(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "kept"), [(2, None, [30, 40]), (2, 10, [10, 40]), (1, 10, [10, 40]), (3, 40, [20, 30, 40])]
+)
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path, keep, best, kept):
+    for step in (10, 20, 30, 40):
+        add_checkpoint(tmp_path, step)
+    discard_old_checkpoints(tmp_path, keep, tmp_path / f"checkpoint-{best}" if best else None)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / f"checkpoint-{step}" for step in kept]
+
+
+def test_a_checkpoint_that_is_not_sealed_yet_costs_no_older_one(tmp_path):
+    add_checkpoint(tmp_path, 10)
+    add_checkpoint(tmp_path, 20, sealed=False)
+    discard_old_checkpoints(tmp_path, 1, None)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    ("losses", "since"), [([], 0), ([3.0], 0), ([3.0, 2.0], 0), ([3.0, 2.0, 2.5, 2.0], 2), ([1.0, 2.0], 1)]
+)
+def test_evaluations_are_counted_from_the_best_one(losses, since):
+    assert evaluations_since_best([{"loss": 0.5}, *({"eval_loss": loss} for loss in losses)]) == since
+
+
+def test_a_run_that_stopped_early_has_no_step_left(tmp_path):
+    history = [{"eval_loss": loss} for loss in (2.0, 2.1, 2.2)]
+    checkpoint = add_checkpoint(tmp_path / "run", 30, log_history=history)
+    config = first_part(tmp_path / "run").model_copy(update={"eval_steps": 10})
+    assert not is_last_step(checkpoint, config)
+    assert is_last_step(checkpoint, config.model_copy(update={"early_stopping_patience": 2}))
+    assert not is_last_step(checkpoint, config.model_copy(update={"early_stopping_patience": 3}))
+
+
 def test_a_folder_holds_a_run_if_a_new_one_would_mix_with_it(tmp_path):
     assert not holds_a_run(tmp_path / "none")
     (tmp_path / "record.jsonl").touch()
-    add_checkpoint(tmp_path, 5, None)
+    add_checkpoint(tmp_path, 5, sealed=False)
     assert not holds_a_run(tmp_path)
     (tmp_path / FINAL).mkdir()
     assert holds_a_run(tmp_path)

@@ -10,7 +10,8 @@ import trainer.launch
 from planner.run_config import DataKnobs, LoraKnobs, RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import ConfigError, DataError, EnvironmentFault
-from trainer.launch import STATUS_FILE, Command, check, launch, main, training_command
+from trainer.launch import check, launch, main
+from trainer.training_process import STATUS_FILE, Command, training_command
 
 RUN = Path("run file.yaml")
 
@@ -46,6 +47,14 @@ def test_a_run_on_the_cpu_sees_no_card_and_uses_all_cores(monkeypatch):
     threads = command.argv[command.argv.index("--num_cpu_threads_per_process") + 1]
     assert int(threads) == len(os.sched_getaffinity(0))
     assert "--cpu" in command.argv
+
+
+def test_several_cards_get_a_process_each(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    command = training_command(RunConfig(model="m", lora=LoraKnobs(), gpu="t4", num_gpus=2), RUN)
+    assert command.env["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert command.argv[1:6] == ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert command.argv[-3:] == ("--module", "trainer", "run file.yaml")
 
 
 def test_the_command_ends_with_the_trainer_and_its_arguments():
@@ -99,6 +108,14 @@ def test_bitsandbytes_is_needed_only_where_it_is_used(config, monkeypatch):
         check(config.model_copy(update={"optim": "paged_adamw_8bit"}), resume=False)
 
 
+def test_a_tracker_that_is_not_installed_is_told_with_the_command_that_installs_it(config, monkeypatch):
+    monkeypatch.setattr(trainer.launch.importlib.util, "find_spec", lambda name: None if name == "wandb" else name)
+    check(config.model_copy(update={"report_to": ("tensorboard",)}), resume=False)
+    with pytest.raises(EnvironmentFault, match="report_to names wandb, which is not installed") as fault:
+        check(config.model_copy(update={"report_to": ("tensorboard", "wandb")}), resume=False)
+    assert fault.value.hint == "`pip install wandb`, or leave it out"
+
+
 def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before(config, monkeypatch):
     with (Path(config.model) / "model.safetensors").open("wb") as file:
         file.truncate(1 << 30)
@@ -137,7 +154,9 @@ def test_the_exit_code_is_the_trainers_own(config, fake_trainer, code):
 def test_a_trainer_that_dies_without_a_word_has_failed(config, fake_trainer, capsys):
     fake_trainer("say(pid=os.getpid()); os.kill(os.getpid(), signal.SIGKILL)")
     assert launch(config, RUN) == 1
-    assert "ended without a result" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "ended without a result" in said
+    assert "no checkpoint was written yet; start again with `fitune launch run file.yaml`" in said
 
 
 def test_a_signal_reaches_the_trainer(config, fake_trainer):
