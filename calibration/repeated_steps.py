@@ -88,5 +88,6 @@ def _append(
 def _by_phase(stream: Stream, start: int, end: int) -> Iterator[tuple[Phase, list[int]]]:
     """The events from `start` to `end`, phase by phase."""
     phases = [entry for entry in stream.phases if start <= entry[0] < end]
-    for (first, phase), (last, _) in zip(phases, [*phases[1:], (end, None)], strict=True):
+    ends = [position for position, _ in phases[1:]] + [end]
+    for (first, phase), last in zip(phases, ends, strict=False):  # no phases have one end
         yield phase, stream.events[first:last]

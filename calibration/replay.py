@@ -8,7 +8,6 @@ from calibration.allocator import CachingAllocator, Peak, Settings
 from calibration.memory_blocks import Block
 from calibration.repeated_steps import with_steps
 from calibration.stream import Allocation, Phase, Stream
-from calibration.workspaces import with_workspaces
 from profiles.gpu import GpuProfile
 from profiles.overheads import MIB
 
@@ -45,29 +44,25 @@ class Replay:
         return Peak(max((p.allocated for p in peaks), default=0), max((p.reserved for p in peaks), default=0))
 
 
-def replay(stream: Stream, settings: Settings, steps: int | None = None, workspace_bytes: int | None = None) -> Replay:
-    """Run a stream through the allocator.
+def replay(stream: Stream, settings: Settings, steps: int | None = None) -> Replay:
+    """Run a stream through the allocator; `steps` prolongs it to so many training steps (None: as traced)."""
+    return _replay(stream if steps is None else with_steps(stream, steps), settings)
 
-    `steps` prolongs it to so many training steps (None: as traced); `workspace_bytes` is the size of a cuBLAS
-    workspace (None: none is added).
+
+def smallest_capacity(stream: Stream, settings: Settings, steps: int | None = None) -> int:
+    """The least capacity, to 2 MiB, at which the stream runs to its end; with 2 MiB less it does not.
+
+    It is below the peak without a limit, because a full card makes the allocator return what it caches. A larger card
+    is not always as good: it returns its cache later, and by then a tensor may hold on to a part of it. Whether a
+    stream runs on a given card, a replay with that capacity says. Garbage collection is left out.
     """
-    return _replay(_prepared(stream, steps, workspace_bytes), settings)
-
-
-def smallest_capacity(
-    stream: Stream, settings: Settings, steps: int | None = None, workspace_bytes: int | None = None
-) -> int:
-    """The least bytes, to 2 MiB, that the allocator must be able to reserve for the stream to run to its end.
-
-    It is less than the peak without a limit, because a full card makes the allocator return what it caches. With 2 MiB
-    less the stream fails.
-    """
-    prepared = _prepared(stream, steps, workspace_bytes)
-    fails = max(prepared.peaks().values(), default=0) // _GRAIN - 1
-    runs = _replay(prepared, replace(settings, capacity=None)).peak.reserved // _GRAIN
+    whole = stream if steps is None else with_steps(stream, steps)
+    unlimited = replace(settings, capacity=None, garbage_collection_threshold=None)
+    fails = max(whole.peaks().values(), default=0) // _GRAIN - 1
+    runs = _replay(whole, unlimited).peak.reserved // _GRAIN
     while runs - fails > 1:
         middle = (fails + runs) // 2
-        if _replay(prepared, replace(settings, capacity=middle * _GRAIN)).out_of_memory:
+        if _replay(whole, replace(unlimited, capacity=middle * _GRAIN)).out_of_memory:
             fails = middle
         else:
             runs = middle
@@ -77,11 +72,6 @@ def smallest_capacity(
 def process_bytes(replayed: Replay, gpu: GpuProfile) -> int:
     """Bytes that the process holds on the card at its peak, as nvidia-smi shows them: the context and all reserved."""
     return replayed.peak.reserved + gpu.context_bytes
-
-
-def _prepared(stream: Stream, steps: int | None, workspace_bytes: int | None) -> Stream:
-    longer = stream if steps is None else with_steps(stream, steps)
-    return longer if workspace_bytes is None else with_workspaces(longer, workspace_bytes)
 
 
 def _replay(stream: Stream, settings: Settings) -> Replay:

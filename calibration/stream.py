@@ -14,6 +14,7 @@ Kind = Literal[
     "adapter",
     "buffer",
     "batch",
+    "workspace",
     "gradient",
     "optimizer state",
     "saved tensor",
