@@ -14,6 +14,12 @@ from planner.run_config import RunConfig
 from trainer.arguments import common_settings
 from trainer.data import Examples
 
+REFERENCE_ADAPTER = "ref"
+"""TRL's name of the frozen copy of the adapter, in DPOTrainer and KTOTrainer."""
+
+BASE_IS_REFERENCE = (True, False, "gaussian", "orthogonal")
+"""Ways to begin a LoRA adapter that leave the base as it was; the others move a part of it into the adapter."""
+
 
 def preference_trainer(
     config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples
@@ -29,9 +35,17 @@ def preference_trainer(
         case "orpo":
             return _odds_ratio_trainer(config, examples, parts)
         case "kto":
-            return KTOTrainer(ref_model=_reference_copy(config, model), args=kto_arguments(config, examples), **parts)
+            trainer = KTOTrainer(
+                ref_model=_reference_copy(config, model), args=kto_arguments(config, examples), **parts
+            )
         case _:
-            return DPOTrainer(ref_model=_reference_copy(config, model), args=dpo_arguments(config, examples), **parts)
+            trainer = DPOTrainer(
+                ref_model=_reference_copy(config, model), args=dpo_arguments(config, examples), **parts
+            )
+    if config.lora is not None and config.lora.init_lora_weights in BASE_IS_REFERENCE:
+        # Without the copy that TRL makes of an adapter, it asks the base below.
+        trainer.model.delete_adapter(REFERENCE_ADAPTER)
+    return trainer
 
 
 def dpo_arguments(config: RunConfig, examples: Examples) -> DPOConfig:

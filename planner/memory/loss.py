@@ -4,10 +4,12 @@ Sources: Transformers 5.23 `loss/loss_utils.py`; TRL 1.16 `kernels/chunked_logpr
 0.8.5 `ops/fused_linear_cross_entropy.py`; fms-acceleration's fused cross entropy, which is Unsloth's kernel.
 """
 
+from collections.abc import Callable
+
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
 from planner.run_config import DTYPE_BYTES
-from planner.step import StepSpec
+from planner.step import StepLoss, StepSpec
 from profiles.architecture import Architecture, Linear
 
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
@@ -25,16 +27,7 @@ def loss_tape(architecture: Architecture, step: StepSpec) -> Tape:
     x = source
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
-    paths = {
-        "full": _full,
-        "full_inplace": _full_inplace,
-        "chunked": _chunked,
-        "fused": _fused,
-        "liger": _liger,
-        "odds_ratio": _odds_ratio,
-        "score": _score,
-    }
-    paths[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
+    PATHS[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
     return ops.tape
 
 
@@ -163,14 +156,21 @@ def _odds_ratio(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
 def _log_probabilities(ops: Operators, logits: Tensor) -> Tensor:
     """Log-probabilities of the labels: one kernel of TRL on a card, a loop over rows without Triton."""
     sums = Tensor("log-sum-exp", ops.tokens, ROW_STATISTICS)
+    logps = Tensor("log-probabilities", ops.tokens, FLOAT32)
     if ops.step.device == "cuda":
-        return ops.tape.add(
-            Op("log-probabilities", (logits,), (Tensor("log-probabilities", ops.tokens, 4),), (logits, sums))
+        return ops.tape.add(Op(logps.name, (logits,), (logps,), (logits, sums)))
+    # Counted on a CPU, zeros and what is scattered into them are two.
+    picked = ops.tape.add(
+        Op(
+            "gather",
+            (logits,),
+            (Tensor("picked logits", ops.tokens, logits.itemsize),),
+            backward_scratch=logits.bytes,
         )
-    picked = ops.tape.add(Op("gather", (logits,), (Tensor("picked logits", ops.tokens, logits.itemsize),)))
+    )
     # The gradients of the rows are stacked.
     ops.tape.add(Op("log-sum-exp", (logits,), (sums,), (logits, sums), backward_scratch=logits.bytes))
-    return ops.tape.add(Op("log-probabilities", (picked, sums), (Tensor("log-probabilities", ops.tokens, FLOAT32),)))
+    return ops.tape.add(Op(logps.name, (picked, sums), (logps,)))
 
 
 def _score(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
@@ -183,3 +183,15 @@ def _score(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
 
 def _head_gradient(ops: Operators, head: Linear) -> int:
     return ops.gradient_bytes(head.num_parameters)
+
+
+PATHS: dict[StepLoss, Callable[[Operators, Linear, Tensor, bool], None]] = {
+    "full": _full,
+    "full_inplace": _full_inplace,
+    "chunked": _chunked,
+    "fused": _fused,
+    "liger": _liger,
+    "odds_ratio": _odds_ratio,
+    "score": _score,
+}
+"""What writes each way to the loss, from head and normalized hidden states; the last is whether logits are capped."""
