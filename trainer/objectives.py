@@ -8,6 +8,7 @@ from profiles.errors import DataError
 from trainer.data import Examples
 from trainer.hardware import cast_trainable_to_float32
 from trainer.preference import preference_trainer
+from trainer.rank_schedule import ScheduleRanks
 from trainer.reward import reward_trainer
 from trainer.seq2seq import seq2seq_trainer
 from trainer.supervised import supervised_trainer
@@ -55,6 +56,8 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if config.method != "full":
         cast_trainable_to_float32(trainer.model)
+    if config.method == "peft":
+        trainer.add_callback(ScheduleRanks())
     for name, dataset in (("train", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
         if dataset is not None and len(dataset) == 0:
             raise DataError(
