@@ -165,6 +165,7 @@ def _log_probabilities(ops: Operators, logits: Tensor) -> Tensor:
             "gather",
             (logits,),
             (Tensor("picked logits", ops.tokens, logits.itemsize),),
+            saved=(logits,),
             backward_scratch=logits.bytes,
         )
     )
