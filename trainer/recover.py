@@ -10,6 +10,7 @@ from planner.run_config import RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import InputError
 from profiles.gpu_catalog import find_gpu
+from profiles.main_memory import available_memory_bytes
 from profiles.model_catalog import resolve_model
 from trainer.checkpoints import CONFIG_FILE, last_checkpoint, step_of, way_on
 from trainer.ladder import advice, changes, in_words, next_rung
@@ -72,7 +73,8 @@ def _predict_anew(config: RunConfig, path: Path) -> None:
     path.unlink()
     try:
         gpu = find_gpu(config.gpu) if config.gpu is not None else None
-        prediction = predict(config, Target(resolve_model(config.model).profile, gpu))
+        free = available_memory_bytes() if gpu is None else None
+        prediction = predict(config, Target(resolve_model(config.model).profile, gpu, free))
     except InputError:
         return
     path.write_text(Prediction.model_validate(prediction.figures).model_dump_json(), encoding="utf-8")
