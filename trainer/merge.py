@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from planner.report.document import print_json
 from planner.report.error import print_error
 from planner.run_config import DTYPE_BYTES, Dtype
 from planner.units import format_bytes, format_seconds
-from profiles.errors import EnvironmentFault, FituneError, InputError
+from profiles.errors import EnvironmentFault, FituneError, InputError, RunError
 from profiles.main_memory import available_memory_bytes
 from trainer.finished_run import FinishedRun, find_finished_run
 from trainer.gguf import check_type, convert, find_converter
@@ -86,26 +87,25 @@ def run(task: Task, console: Console) -> Outcome:
     )
 
 
-def merge(finished: FinishedRun, base_name: str, task: Task, console: Console) -> tuple[Path, Dtype]:
+def merge(finished: FinishedRun, base_name: str, task: Task, console: Console) -> tuple[Path, str]:
     """Write the merged model; the folder, which appears whole or not at all, and the dtype of its weights."""
     out = task.out or _usual_folder(finished)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already", hint="remove it, or choose another folder with -o")
     with console.status("reading the adapter and its base"):
         # The libraries take seconds to import; a mistake in the paths is told before.
+        import torch
         from transformers.utils.logging import disable_progress_bar
 
         from trainer.base_checkpoint import open_base
-        from trainer.build import DTYPES
         from trainer.merge_weights import plan_merge
         from trainer.model_card import model_card
         from trainer.model_folder import write_companions
 
         disable_progress_bar()
         base = open_base(base_name)
-        own: Dtype = next((name for name in DTYPES if DTYPES[name] is base.dtype), "bfloat16")
-        dtype = task.dtype or own
-        weights = plan_merge(base, finished.folder, DTYPES[dtype], finished.trust_remote_code)
+        dtype = task.dtype or str(base.dtype).removeprefix("torch.")
+        weights = plan_merge(base, finished.folder, getattr(torch, dtype), finished.trust_remote_code)
     _check_room(weights.memory_bytes, weights.disk_bytes, out)
     if finished.config is not None and finished.config.quantization is not None:
         console.print(
@@ -113,8 +113,9 @@ def merge(finished: FinishedRun, base_name: str, task: Task, console: Console) -
             "made from, so answers can differ a little",
             soft_wrap=True,
         )
-    card = model_card(out.name, base_name, base.folder, finished, dtype)
-    with _appearing_whole(out) as folder:
+    name = task.out.name if task.out else finished.run_folder.resolve().name
+    card = model_card(name, base_name, base.folder, finished, dtype)
+    with _disk_problems(out), _appearing_whole(out) as folder:
         with _progress(console, weights.disk_bytes) as advance:
             weights.write(folder, advance)
         write_companions(folder, base, finished, card, weights.unties, dtype)
@@ -144,6 +145,20 @@ def _check_room(memory_bytes: int, disk_bytes: int, out: Path) -> None:
             f"the merged model in {out} needs {format_bytes(disk_bytes)}, but {format_bytes(free)} are free",
             hint="free some space, or choose a folder on another disk with -o",
         )
+
+
+@contextmanager
+def _disk_problems(out: Path) -> Iterator[None]:
+    """Say in a sentence that a disk is full or refuses."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the merged model cannot be written to {out}: {error}",
+            hint="free some space, or choose a folder on another disk with -o",
+        ) from error
 
 
 @contextmanager
@@ -179,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = Task(**{name: value for name, value in vars(arguments).items() if name != "json"})
     console = notes_console()
     try:
-        with handling(Interruption().receive):
+        with handling(Interruption().receive), warnings.catch_warnings():
+            # PEFT still uses names that Transformers will drop in its next major version.
+            warnings.simplefilter("ignore", FutureWarning)
             outcome = run(task, console)
     except FituneError as error:
         print_error(error.message, error.hint, exit_code=error.exit_code, as_json=as_json)

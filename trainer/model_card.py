@@ -24,7 +24,7 @@ def model_card(name: str, base: str, base_folder: Path, run: FinishedRun, dtype:
     """The text of README.md for the merged model `name`; facts that no run left are left out."""
     peft_type = str((run.adapter or {}).get("peft_type", "adapter"))
     data = ModelCardData(
-        base_model=base,
+        base_model=None if Path(base).is_dir() else base,
         license=_license(base_folder),
         library_name="transformers",
         tags=["fitune", peft_type.lower()],
