@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from planner.candidate import Candidate
+from planner.data_lengths import LENGTH_STEP
 from planner.memory.estimate import MemoryEstimate
 from planner.request import Request, RequestedMethod
 from planner.search import Estimator, search
-from planner.space import CHECKPOINTS, LENGTH_STEP, OPTIMIZERS, openings
+from planner.space import CHECKPOINTS, OPTIMIZERS, openings
 from planner.units import format_bytes
 from planner.verdict import missing_bytes
 from profiles.errors import ConfigError

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
+from planner.data_lengths import DataLengths
 from planner.run_config import split_batch
 from planner.verdict import usable_bytes
 from profiles.errors import ConfigError
@@ -15,42 +15,6 @@ RequestedMethod = Literal["auto", "full", "lora", "qlora", "peft"]
 
 EFFECTIVE_BATCH_SIZE = 16
 """Rows of an optimizer step when nobody asks for another number: that of the QLoRA runs (arXiv:2305.14314)."""
-
-
-@dataclass(frozen=True)
-class DataLengths:
-    """Tokens of the rows of a data set. `sample` may be a part of the rows; `num_rows` counts all."""
-
-    num_rows: int
-    sample: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.sample:
-            raise ConfigError("the data has no rows")
-
-    @cached_property
-    def _sorted(self) -> tuple[int, ...]:
-        return tuple(sorted(self.sample))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return self._sorted[-1]
-
-    def mean(self, max_length: int) -> float:
-        """Tokens of an average row, cut to `max_length`."""
-        return sum(min(length, max_length) for length in self.sample) / len(self.sample)
-
-    def share_cut(self, max_length: int) -> float:
-        """Share of the rows that lose tokens at `max_length`."""
-        return sum(length > max_length for length in self.sample) / len(self.sample)
-
-    def expected_longest(self, batch: int, max_length: int) -> float:
-        """Tokens to which a random batch of `batch` rows is padded, on average."""
-        count = len(self._sorted)
-        ranks = [(rank / count) ** batch for rank in range(count + 1)]
-        cut = [min(length, max_length) for length in self._sorted]
-        return sum(length * (ranks[i + 1] - ranks[i]) for i, length in enumerate(cut))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, overload
 
 from pydantic import ValidationError
 
+from planner.data_lengths import proposed_length
 from planner.hardware import attention_implementations, objections, precisions, quantizations
 from planner.request import Request
 from planner.run_config import Method, Quantization, RunConfig
@@ -42,7 +43,6 @@ RANKS = (DEFAULT_RANK, 8)
 
 DEFAULT_LENGTH = 2048
 SHORTEST_LENGTH = 512
-LENGTH_STEP = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,7 +105,7 @@ def _open_lengths(request: Request) -> tuple[int, ...]:
     limit = request.model.max_position_embeddings
     wanted = DEFAULT_LENGTH
     if request.lengths is not None:
-        wanted = -(-request.lengths.longest // LENGTH_STEP) * LENGTH_STEP
+        wanted = proposed_length(request.lengths, limit).max_length
     lengths = [min(wanted, limit) if limit else wanted]
     while lengths[-1] // 2 >= SHORTEST_LENGTH:
         lengths.append(lengths[-1] // 2)

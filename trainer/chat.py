@@ -46,12 +46,23 @@ def chat_loss(tokenizer: PreTrainedTokenizerBase) -> ChatLoss:
     follows when the conversation before it is rendered alone.
     """
     try:
-        marked = None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
+        marked = marked_template(tokenizer)
     except ValueError:
         return "last answer"
     if not tokenizer.is_fast or not is_chat_template_stop_token_trained(tokenizer, chat_template=marked):
         return "last answer"
     return "every answer"
+
+
+def marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """TRL's version of the tokenizer's template, in which answers are marked; None if its own marks them.
+
+    Raises ValueError for a template that is not among those that TRL knows.
+    """
+    if has_generation_markers(tokenizer.chat_template):
+        return None
+    template: str = get_training_chat_template(tokenizer)
+    return template
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, conversation: list[Message]) -> None:

@@ -1,5 +1,6 @@
 """The examples of a run as data sets that TRL trains on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def load_examples(data: DataKnobs, tokenizer: PreTrainedTokenizerBase, seed: int
     """
     path = Path(data.path)
     rows = read_rows(path)
-    prepare = Preparation(find_format(data.format, rows[0].values).convert, tokenizer)
-    examples = [_prepared(path, row, prepare) for row in rows]
+    convert = find_format(data.format, rows[0].values).convert
+    prepare = Preparation(tokenizer)
+    examples = [_prepared(path, row, lambda values: prepare(convert(values))) for row in rows]
     train, evaluation = _split(Dataset.from_list(examples), data, seed)
     return Examples(
         train=train,
@@ -45,7 +47,7 @@ def load_examples(data: DataKnobs, tokenizer: PreTrainedTokenizerBase, seed: int
     )
 
 
-def _prepared(path: Path, row: Row, prepare: Preparation) -> dict[str, Any]:
+def _prepared(path: Path, row: Row, prepare: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     try:
         return prepare(row.values)
     except BadRow as error:

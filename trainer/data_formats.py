@@ -140,6 +140,13 @@ def conversations(example: Mapping[str, Any]) -> list[list[Message]]:
     return [example["prompt"] + answer for answer in answers if isinstance(answer, list)]
 
 
+def renamed_roles(row: Mapping[str, Any]) -> dict[str, str]:
+    """The roles in a row that are spelled in another way than chat templates do, and how they are read."""
+    turns = (turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, Mapping))
+    roles = {str(turn.get("role") or turn.get("from")) for turn in turns}
+    return {role: ROLES[role.lower()] for role in sorted(roles) if ROLES.get(role.lower(), role) != role}
+
+
 def _conversation(messages: list[Message]) -> dict[str, Any]:
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRow("no turn of the conversation is the assistant's, so there is nothing to learn from")

@@ -1,6 +1,5 @@
-"""From a row of a file to the columns that TRL trains on, for the tokenizer of one model."""
+"""From converted rows to the columns that TRL trains on, for the tokenizer of one model."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,25 +9,21 @@ from trainer.data_formats import BadRow, conversations
 
 
 class Preparation:
-    """Converts, checks and, where only the last answer can be told apart, splits the rows of one file.
+    """Checks converted rows of one file and, where only the last answer can be told apart, splits them.
 
-    What it decides about the whole file, it decides by the first row that it can convert: `assistant_only_loss`, and
-    `remarks` for the user. A tokenizer without a chat template gets the default one if that row is a conversation.
+    What it decides about the whole file, it decides by the first row: `assistant_only_loss`, and `remarks` for the
+    user. A tokenizer without a chat template gets the default one if that row is a conversation.
     """
 
-    def __init__(
-        self, convert: Callable[[Mapping[str, Any]], dict[str, Any]], tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.assistant_only_loss = False
         self.remarks: tuple[str, ...] = ()
-        self._convert = convert
         self._tokenizer = tokenizer
         self._kind: dict[str, type] | None = None
         self._split = False
 
-    def __call__(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The example that the row `values` is. Raises BadRow for one that cannot be trained on."""
-        example = self._convert(values)
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The converted row `example` as TRL takes it. Raises BadRow for one that cannot be trained on."""
         kind = {column: type(value) for column, value in example.items()}
         if self._kind is None:
             self._decide(example)

@@ -22,7 +22,8 @@ def _complete_gpu(incomplete: str) -> list[str]:
     return sorted(name for name in {"auto", "cpu", *names} if name.startswith(incomplete.lower()))
 
 
-def _complete_model(incomplete: str) -> list[str]:
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models of the catalog that begin with what is typed."""
     from profiles.model_catalog import all_models
 
     names = {name for model in all_models() for name in (model.hf_id, *model.aliases)}
@@ -40,7 +41,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A Hub id, a folder with a config.json, an alias (llama2-7b) or a size (7b).",
-        autocompletion=_complete_model,
+        autocompletion=complete_model,
         show_default=False,
     ),
 ]

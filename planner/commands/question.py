@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from planner.commands.knobs import check_knobs, knobs_in
+from planner.data_lengths import DataLengths
 from planner.plan import Plan
-from planner.request import EFFECTIVE_BATCH_SIZE, DataLengths, Request, RequestedMethod
-from profiles.errors import ConfigError, EnvironmentFault, InputError
+from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod
+from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
 
@@ -129,12 +130,21 @@ def plan_command(plan: Plan, wishes: Wishes) -> str | None:
 
 
 def _lengths(data: Path, model: str) -> DataLengths:
-    from planner.data_lengths import data_lengths
+    from planner.data_inspection import guess_note, inspect_data, lengths_of
+    from planner.report.progress import progress_bar
 
-    lengths, note = data_lengths(data, model)
-    if note:
+    with progress_bar(f"reading {data.name}") as on_progress:
+        report = inspect_data(data, model, on_progress=on_progress)
+    if report.rejected:
+        first = report.rejected[0]
+        raise DataError(
+            f"{data}, {first.place}: {first.what}",
+            hint=f"{len(report.rejected):,} of {report.num_rows:,} rows cannot be trained on; "
+            f"`fitune data {data}` lists them",
+        )
+    if note := guess_note(report):
         sys.stderr.write(f"note: {note}\n")
-    return lengths
+    return lengths_of(report)
 
 
 def _section(knobs: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,12 +1,13 @@
 import pytest
 
+from planner.data_lengths import DataLengths
 from planner.plan import make_plan
-from planner.request import DataLengths, Request
+from planner.request import Request
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 
 T4, A100 = find_gpu("t4"), find_gpu("a100-80gb")
-EVEN = DataLengths(num_rows=1000, sample=(500,) * 10)
+EVEN = DataLengths.counted({500: 1000})
 
 
 def plan(model, gpu, **request):

@@ -1,18 +1,11 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from planner.request import DataLengths, Request
+from planner.request import Request
 from profiles.errors import ConfigError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 
 MODEL, GPU = find_model("7b"), find_gpu("t4")
-rows = st.lists(st.integers(1, 5000), min_size=1, max_size=50).map(tuple)
-
-
-def lengths(sample):
-    return DataLengths(len(sample), sample)
 
 
 def test_micro_batches_are_the_divisors_of_the_batch():
@@ -56,28 +49,3 @@ def test_the_model_to_load_is_the_one_that_was_named():
 
 def test_a_bare_size_is_loaded_as_the_model_that_stands_for_it():
     assert Request(MODEL, GPU, model_name="7b").loadable_name == "meta-llama/Llama-2-7b-hf"
-
-
-def test_empty_data_is_refused():
-    with pytest.raises(ConfigError, match="no rows"):
-        DataLengths(0, ())
-
-
-def test_a_batch_is_padded_to_its_longest_row():
-    assert lengths((10, 20)).expected_longest(2, 100) == pytest.approx(20 * 3 / 4 + 10 / 4)
-
-
-@given(rows, st.integers(1, 64), st.integers(1, 6000))
-def test_padding_grows_with_the_batch_and_stays_within_the_longest_row(sample, batch, max_length):
-    data = lengths(sample)
-    padded = data.expected_longest(batch, max_length)
-    assert data.mean(max_length) <= padded * (1 + 1e-9)
-    assert padded <= min(data.longest, max_length) * (1 + 1e-9)
-    assert padded <= data.expected_longest(batch + 1, max_length) * (1 + 1e-9)
-
-
-@given(rows)
-def test_no_row_is_cut_at_the_length_of_the_longest(sample):
-    data = lengths(sample)
-    assert data.share_cut(data.longest) == 0
-    assert data.share_cut(data.longest - 1) > 0

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.data_lengths import DataLengths
 from planner.memory.estimate import estimate
-from planner.request import DataLengths, Request
+from planner.request import Request
 from planner.resolve import resolve_step
 from planner.run_config import RunConfig
 from planner.search import CLEARLY, search
@@ -125,12 +126,12 @@ def test_a_plan_for_a_card_of_unknown_speed_still_prefers_less_work():
 
 
 def test_padding_makes_small_micro_batches_faster():
-    uneven = DataLengths(1000, tuple([64] * 95 + [2048] * 5))
+    uneven = DataLengths.counted({64: 950, 2048: 50})
     best = search(Request(MODEL, A100, "lora", knobs={"max_length": 2048}, lengths=uneven)).best
     assert (
         best.config.per_device_train_batch_size
         < search(
-            Request(MODEL, A100, "lora", knobs={"max_length": 2048}, lengths=DataLengths(1000, (64,)))
+            Request(MODEL, A100, "lora", knobs={"max_length": 2048}, lengths=DataLengths.counted({64: 1000}))
         ).best.config.per_device_train_batch_size
     )
 

@@ -1,6 +1,7 @@
 import pytest
 
-from planner.request import DataLengths, Request
+from planner.data_lengths import DataLengths
+from planner.request import Request
 from planner.run_config import LoraKnobs
 from planner.space import DEFAULT_LENGTH, groups, openings
 from profiles.errors import ConfigError
@@ -98,11 +99,11 @@ def test_a_given_rank_is_the_only_one():
 
 
 def test_an_open_length_covers_the_longest_row_of_the_data():
-    assert openings(Request(MODEL, T4, lengths=DataLengths(2, (100, 700))))[0] == (704, 16)
+    assert openings(Request(MODEL, T4, lengths=DataLengths.of((100, 700))))[0] == (704, 16)
 
 
 def test_an_open_length_stays_within_the_positions_of_the_model():
-    assert openings(Request(MODEL, T4, lengths=DataLengths(1, (10**6,))))[0][0] == MODEL.max_position_embeddings
+    assert openings(Request(MODEL, T4, lengths=DataLengths.of((10**6,))))[0][0] == MODEL.max_position_embeddings
 
 
 @pytest.mark.parametrize(
