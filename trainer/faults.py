@@ -22,6 +22,9 @@ from trainer.ladder import advice
 FAULTS = (RuntimeError, MemoryError, OSError, SafetensorError)
 """What libraries raise when memory or disk end."""
 
+TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "file write failed")
+"""What torch.save says of a file that it could not write; the reason does not get through."""
+
 MOMENTS: tuple[tuple[Moment, frozenset[str]], ...] = (
     ("saving", frozenset({"_save_checkpoint", "on_save", "save_final"})),
     ("evaluation", frozenset({"evaluate", "_evaluate"})),
@@ -74,6 +77,12 @@ def explain(error: BaseException, config: RunConfig, where: Where) -> RunError |
     if _is_disk_full(error):
         return RunError(
             f"a disk is full {where.during('saving')}; the run writes to {config.output_dir}",
+            hint=f"free some space; {way_on(where.checkpoint, where.run_file)}",
+        )
+    if moment_of(error) == "saving" and any(words in str(error) for words in TORCH_CANNOT_WRITE):
+        return RunError(
+            f"a file could not be written {where.during('saving')}, most often because a disk is full; the run writes "
+            f"to {config.output_dir}",
             hint=f"free some space; {way_on(where.checkpoint, where.run_file)}",
         )
     return None
@@ -139,7 +148,7 @@ def _is_disk_full(error: BaseException) -> bool:
     chain = (error, error.__cause__, error.__context__)
     return any(
         (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-        or any(words in str(one) for words in ("No space left on device", "os error 28", "file write failed"))
+        or any(words in str(one) for words in ("No space left on device", "os error 28"))
         for one in chain
         if one is not None
     )
