@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+from planner.adapter_cost import adapter_in_options
 from planner.run_config import PAIRED, REFERRING, Dtype, LoraKnobs, Objective, RunConfig
 from planner.step import Adapter, AttentionKernel, Reference, StepLoss, StepSpec
 from profiles.architecture import Architecture
@@ -128,13 +129,17 @@ def _needs_mask(config: RunConfig, arch: Architecture) -> bool:
 
 
 def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:
+    dtype = traits.quantized_adapter_dtype if config.quantization else traits.adapter_dtype
+    if config.peft is not None:
+        return adapter_in_options(config.peft.type, config.peft.options, dtype, _linear_names(arch))
     if config.lora is None:
         return None
     return Adapter(
         r=config.lora.r,
         targets=target_modules(config.lora, arch),
         dropout=config.lora.lora_dropout,
-        dtype=traits.quantized_adapter_dtype if config.quantization else traits.adapter_dtype,
+        dtype=dtype,
+        use_dora=config.lora.use_dora,
     )
 
 

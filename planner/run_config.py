@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from profiles.errors import ConfigError
+from profiles.peft_method import base_of, check_lora, find_method
 
 Method = Literal["full", "lora", "qlora", "peft"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -78,6 +79,11 @@ class LoraKnobs(Knobs):
         description="How the matrices begin; true is PEFT's usual way. pissa, olora and mica change the base as well.",
     )
 
+    @property
+    def is_variant(self) -> bool:
+        """Whether this is more than plain LoRA."""
+        return self.use_rslora or self.use_dora or self.init_lora_weights is not True
+
     @model_validator(mode="after")
     def _some_target(self) -> Self:
         if not self.target_modules:
@@ -131,6 +137,11 @@ class PeftKnobs(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options that were given, by name."""
         return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known_to_peft(self) -> Self:
+        find_method(self.type).check_options(self.options)
+        return self
 
 
 class SampleKnobs(Knobs):
@@ -280,6 +291,15 @@ class RunConfig(Knobs):
                 f"method is {self.method}, but the peft section is {'there' if self.peft else 'missing'}; "
                 "peft needs it, the others must not have it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_trains_on_base(self) -> Self:
+        base = base_of(self.quantization, self.dtype)
+        if self.peft is not None:
+            find_method(self.peft.type).check_base(base, vars(self))
+        elif self.lora is not None and self.lora.is_variant:
+            check_lora(self.lora.model_dump(), base, vars(self))
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class Adapter:
 
     LoRA is described by `r`, `targets`, `dropout` and `use_dora`, as far as its cost goes. Anything else of PEFT is in
     `options`: all that PEFT was told, by name and sorted, each value as JSON so that a step can be a key; `r`,
-    `targets` and `dropout` then say nothing.
+    `targets` and `dropout` then say nothing (0 and none).
     """
 
     r: int

@@ -17,7 +17,7 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 PLANNER_LAYERS = (
     ("units",),
     ("run_config", "run_file"),
-    ("step", "network", "hardware", "resolve"),
+    ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("work", "speed_rates", "speed"),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),

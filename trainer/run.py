@@ -248,6 +248,8 @@ def quiet_libraries() -> Iterator[None]:
         # PEFT tries a pattern of its own for fused experts on each layer.
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        # LN-tuning wraps norms, which PEFT takes for a mistake.
+        warnings.filterwarnings("ignore", message="Unsupported layer type .* encountered")
         # AdaLoRA takes all ranks from some modules, which PEFT mistakes for weights that were not gathered.
         warnings.filterwarnings("ignore", message=r"Adapter '\w+': \d+ LoRA tensor\(s\) have invalid shape")
         yield

@@ -21,7 +21,7 @@ from planner.report.document import print_json
 from planner.report.plan_document import plan_document, prediction_document
 from planner.request import Request
 from planner.run_config import RunConfig
-from profiles.errors import EnvironmentFault
+from profiles.errors import EnvironmentFault, UnsupportedError
 from profiles.model_catalog import resolve_model
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,31 +68,36 @@ def launch(
     config = read_run_file(run_file)
     card = _card(config)
     target = Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
-    prediction = predict(config, target)
-    if prediction.verdict == "no" and not force:
+    prediction = _prediction(config, target)
+    if prediction is not None and prediction.verdict == "no" and not force:
         return _refuse(prediction, target, json)
-    _announce(prediction, target)
-    if config.num_gpus > 1:
-        sys.stderr.write(
-            f"note: the prediction is for one card alone; on {config.num_gpus}, gradient buckets come on top\n"
-        )
+    if prediction is not None:
+        _announce(prediction, target)
+        if config.num_gpus > 1:
+            sys.stderr.write(
+                f"note: the prediction is for one card alone; on {config.num_gpus}, gradient buckets come on top\n"
+            )
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
-        jsonlib.dump(prediction.figures, file)
-        file.flush()
-        argv = trainer_argv(run_file, Path(file.name), resume=resume, dry_run=dry_run, max_restarts=max_restarts)
+        if prediction is not None:
+            jsonlib.dump(prediction.figures, file)
+            file.flush()
+        figures = Path(file.name) if prediction is not None else None
+        argv = trainer_argv(run_file, figures, resume=resume, dry_run=dry_run, max_restarts=max_restarts)
         # With --json, stdout is for the one object; what the trainer prints there goes beside it.
         exit_code = run_process(argv, sys.stderr if json else None)
     if json:
         record = None if dry_run or exit_code else last_record(Path(config.output_dir))
-        print_json(prediction_document(prediction, target) | {"exit_code": exit_code, "record": record})
+        told = prediction_document(prediction, target) if prediction else {"config": config.model_dump(mode="json")}
+        print_json(told | {"exit_code": exit_code, "record": record})
     return exit_code
 
 
 def trainer_argv(
-    run_file: Path, prediction_file: Path, *, resume: bool, dry_run: bool, max_restarts: int | None = None
+    run_file: Path, prediction_file: Path | None, *, resume: bool, dry_run: bool, max_restarts: int | None = None
 ) -> list[str]:
     """The command that starts the trainer's launcher."""
-    argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--prediction", str(prediction_file)]
+    argv = [sys.executable, "-m", "trainer.launch", str(run_file)]
+    argv += ["--prediction", str(prediction_file)] if prediction_file else []
     argv += ["--max-restarts", str(max_restarts)] if max_restarts is not None else []
     return argv + ["--resume"] * resume + ["--dry-run"] * dry_run
 
@@ -122,6 +127,17 @@ def _card(config: RunConfig) -> Card:
         return find_card("auto")
     except EnvironmentFault:
         return find_card(config.gpu)
+
+
+def _prediction(config: RunConfig, target: Target) -> Prediction | None:
+    """What is predicted, or None, with a note, for an adapter whose memory is not described: it trains all the same."""
+    try:
+        return predict(config, target)
+    except UnsupportedError as error:
+        if config.peft is None and not (config.lora and config.lora.use_dora):
+            raise
+        sys.stderr.write(f"note: nothing is predicted: {error.message}\n")
+        return None
 
 
 def _announce(prediction: Prediction, target: Target) -> None:
