@@ -1,12 +1,14 @@
 """PyTorch's CUDA caching allocator on one stream of one card: what it takes from the driver for what a run asks of it.
 
-A model of c10/cuda/CUDACachingAllocator.cpp, read from torch 2.5 to 2.10, with the constants of torch 2.13; functions
-name the one of torch that they follow. Left out: other streams, memory pools of CUDA graphs, rounding to powers of two.
+A model of c10/cuda/CUDACachingAllocator.cpp (read at pytorch/pytorch@001074d and ROCm/pytorch@08b2238; constants of
+torch 2.13). What follows a function of torch names it. Left out: other streams, memory pools of CUDA graphs, rounding
+to powers of two.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from calibration.cuda_segments import CudaSegments, DeviceMemory
+from calibration.cuda_segments import CudaSegments
+from calibration.device_memory import DeviceMemory
 from calibration.expandable_segments import ExpandableSegments
 from calibration.memory_blocks import Block, BlockPool
 from planner.memory.tape import rounded
@@ -45,25 +47,23 @@ class Peak:
     reserved: int
 
 
-@dataclass(slots=True)
 class CachingAllocator:
-    """The state of the allocator. `retries` counts how often it had to empty its cache to go on."""
+    """The state of the allocator.
 
-    settings: Settings = Settings()
-    allocated: int = 0
-    retries: int = 0
-    _small: BlockPool = field(default_factory=lambda: BlockPool(is_small=True))
-    _large: BlockPool = field(default_factory=lambda: BlockPool(is_small=False))
-    _device: DeviceMemory = field(init=False)
-    _segments: CudaSegments | ExpandableSegments = field(init=False)
-    _small_request_bytes: int = overheads().allocator.small_request_bytes
-    _peak_allocated: int = 0
-    _peak_reserved: int = 0
+    `allocated` is the bytes of the blocks in use; `retries` counts how often the cache was emptied to go on.
+    """
 
-    def __post_init__(self) -> None:
-        kind = ExpandableSegments if self.settings.expandable_segments else CudaSegments
-        self._device = DeviceMemory(self.settings.capacity)
-        self._segments = kind(self._device, self.settings.max_split_size)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.allocated = 0
+        self.retries = 0
+        self._peak_allocated = 0
+        self._small_request_bytes = overheads().allocator.small_request_bytes
+        self._small = BlockPool(is_small=True)
+        self._large = BlockPool(is_small=False)
+        self._device = DeviceMemory(settings.capacity)
+        segments = ExpandableSegments if settings.expandable_segments else CudaSegments
+        self._segments: CudaSegments | ExpandableSegments = segments(self._device, settings.max_split_size)
 
     @property
     def reserved(self) -> int:
@@ -84,7 +84,6 @@ class CachingAllocator:
         block.free = False
         self.allocated += block.size
         self._peak_allocated = max(self._peak_allocated, self.allocated)
-        self._peak_reserved = max(self._peak_reserved, self.reserved)
         return block
 
     def free(self, block: Block) -> None:
@@ -106,8 +105,9 @@ class CachingAllocator:
 
     def peak(self) -> Peak:
         """The peaks since this was last called; those that follow start from what is held now."""
-        peak = Peak(self._peak_allocated, self._peak_reserved)
-        self._peak_allocated, self._peak_reserved = self.allocated, self.reserved
+        peak = Peak(self._peak_allocated, self._device.peak)
+        self._peak_allocated = self.allocated
+        self._device.forget_peak()
         return peak
 
     def _new_block(self, pool: BlockPool, size: int) -> Block | None:

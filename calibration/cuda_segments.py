@@ -1,28 +1,8 @@
 """Segments of device memory that torch's caching allocator gets from cudaMalloc: each is a piece of its own."""
 
-from dataclasses import dataclass
-
+from calibration.device_memory import DeviceMemory
 from calibration.memory_blocks import Block, BlockPool
 from profiles.overheads import overheads
-
-
-@dataclass(slots=True)
-class DeviceMemory:
-    """What the driver has given to the allocator, and the most that it can give; bytes. No limit where None."""
-
-    capacity: int | None = None
-    reserved: int = 0
-
-    def take(self, num_bytes: int) -> bool:
-        """Whether the driver gives `num_bytes` more."""
-        if self.capacity is not None and self.reserved + num_bytes > self.capacity:
-            return False
-        self.reserved += num_bytes
-        return True
-
-    def give_back(self, num_bytes: int) -> None:
-        """Return memory to the driver."""
-        self.reserved -= num_bytes
 
 
 class CudaSegments:

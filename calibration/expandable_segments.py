@@ -5,7 +5,7 @@ allocator, short of memory, gives back the pages on which nothing lies. Pages ha
 the large one.
 """
 
-from calibration.cuda_segments import DeviceMemory
+from calibration.device_memory import DeviceMemory
 from calibration.memory_blocks import Block, BlockPool
 from profiles.overheads import overheads
 

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
 
 from calibration.allocator import CachingAllocator, Peak, Settings
 from calibration.memory_blocks import Block
 from calibration.repeated_steps import with_steps
 from calibration.stream import Allocation, Phase, Stream
 from profiles.gpu import GpuProfile
-from profiles.overheads import MIB
-
-# Segments and pages are multiples of this.
-_GRAIN: Final = 2 * MIB
+from profiles.overheads import overheads
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +53,17 @@ def smallest_capacity(stream: Stream, settings: Settings, steps: int | None = No
     stream runs on a given card, a replay with that capacity says. Garbage collection is left out.
     """
     whole = stream if steps is None else with_steps(stream, steps)
+    grain = overheads().allocator.own_segment_rounding_bytes  # of segments and pages
     unlimited = replace(settings, capacity=None, garbage_collection_threshold=None)
-    fails = max(whole.peaks().values(), default=0) // _GRAIN - 1
-    runs = _replay(whole, unlimited).peak.reserved // _GRAIN
+    fails = max(whole.peaks().values(), default=0) // grain - 1
+    runs = _replay(whole, unlimited).peak.reserved // grain
     while runs - fails > 1:
         middle = (fails + runs) // 2
-        if _replay(whole, replace(unlimited, capacity=middle * _GRAIN)).out_of_memory:
+        if _replay(whole, replace(unlimited, capacity=middle * grain)).out_of_memory:
             fails = middle
         else:
             runs = middle
-    return runs * _GRAIN
+    return runs * grain
 
 
 def process_bytes(replayed: Replay, gpu: GpuProfile) -> int:

@@ -242,6 +242,18 @@ def test_pages_that_were_mapped_before_memory_ran_out_stay_mapped():
     assert allocator.allocate(20 * MIB) is not None
 
 
+def test_pages_that_were_mapped_in_vain_count_in_the_peak():
+    allocator, (first, second) = blocks_of(Settings(expandable_segments=True, capacity=40 * MIB), 20 * MIB, 20 * MIB)
+    allocator.free(first)
+    allocator.empty_cache()
+    allocator.free(second)
+    assert allocator.peak().reserved == 40 * MIB
+    assert allocator.reserved == 20 * MIB
+    # The hole before the cached page is mapped, then there is no page behind it, and all goes back.
+    assert allocator.allocate(60 * MIB) is None
+    assert (allocator.peak().reserved, allocator.reserved) == (40 * MIB, 0)
+
+
 def test_a_segment_of_which_a_part_is_in_use_is_not_returned():
     allocator, (first, _) = blocks_of(Settings(), 4 * MIB, 4 * MIB)
     allocator.free(first)
