@@ -97,10 +97,15 @@ def attention_implementations(model: Architecture, gpu: GpuProfile | None) -> tu
 
 def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -> tuple[str, ...]:
     """Why `config` cannot train well on `gpu`, a sentence each; empty if nothing is known against it."""
-    if gpu is None:
-        no_scaler = "mixed_precision is fp16, but a CPU cannot scale the loss; use no"
-        return (no_scaler,) if config.mixed_precision == "fp16" else ()
     found = []
+    if model.is_encoder_decoder and config.loss == "fused":
+        found.append(f"loss is fused, but {model.hf_id} has an encoder, for which there is only full")
+    if model.is_encoder_decoder and config.packing:
+        found.append(f"packing joins rows of one kind, but {model.hf_id} has an encoder; set it to false")
+    if gpu is None:
+        if config.mixed_precision == "fp16":
+            found.append("mixed_precision is fp16, but a CPU cannot scale the loss; use no")
+        return tuple(found)
     if "bfloat16" in (config.dtype, _autocast(config)) and not gpu.supports_bf16:
         found.append(f"bfloat16 is only emulated on {gpu.name}; use float16 with mixed_precision fp16")
     if "float16" in (config.dtype, _autocast(config)) and (source := fp16_overflow_source(model.model_type)):

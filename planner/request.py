@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from planner.data_lengths import DataLengths
-from planner.run_config import split_batch
+from planner.run_config import Objective, split_batch
 from planner.verdict import usable_bytes
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
@@ -42,6 +42,12 @@ class Request:
         return self.model_name if self.model_name and "/" in self.model_name else self.model.hf_id
 
     @property
+    def objective(self) -> Objective:
+        """What the run learns; sft unless the user says otherwise."""
+        objective: Objective = self.knobs.get("objective", "sft")
+        return objective
+
+    @property
     def usable_bytes(self) -> int:
         """Bytes that the training process may take."""
         return usable_bytes(self.gpu, self.free_bytes)
@@ -49,7 +55,8 @@ class Request:
     def batches(self) -> tuple[tuple[int, int], ...]:
         """Micro-batch and accumulation steps that keep the effective batch size, the smallest micro-batch first.
 
-        Raises ConfigError if the batch sizes that the user gave do not divide.
+        Kto compares the answers of a micro-batch, so it has no batches of one. Raises ConfigError if the batch sizes
+        that the user gave do not divide.
         """
         micro_batch = self.knobs.get("per_device_train_batch_size")
         accumulation = self.knobs.get("gradient_accumulation_steps")
@@ -60,7 +67,8 @@ class Request:
         if accumulation:
             return ((_micro_batch(self.effective_batch_size, accumulation), accumulation),)
         size = self.effective_batch_size
-        return tuple((micro, size // micro) for micro in range(1, size + 1) if size % micro == 0)
+        smallest = 2 if self.objective == "kto" and size > 1 else 1
+        return tuple((micro, size // micro) for micro in range(smallest, size + 1) if size % micro == 0)
 
 
 def _micro_batch(effective_batch_size: int, accumulation: int) -> int:

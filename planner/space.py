@@ -10,16 +10,15 @@ from pydantic import ValidationError
 from planner.data_lengths import proposed_length
 from planner.hardware import attention_implementations, objections, precisions, quantizations
 from planner.request import Request
-from planner.run_config import Method, Quantization, RunConfig
+from planner.run_config import LOSS_PATHS, LossPath, Method, Objective, Quantization, RunConfig
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
+from profiles.model import ModelProfile
 
 Knobs = dict[str, Any]
 
 OPTIMIZERS = ("adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit")
 """The least lossy first. Others (Lion, Adafactor, SGD) want another learning rate, so only a user can choose them."""
-
-LOSSES = ("fused", "full")
 
 CHECKPOINTS: tuple[Knobs, ...] = (
     {"gradient_checkpointing": True, "checkpoint_every_n_layers": 1, "checkpoint_offload": True},
@@ -34,8 +33,19 @@ CHECKPOINTS: tuple[Knobs, ...] = (
 BASES: tuple[Quantization | None, ...] = (None, "int8", "nf4", "fp4")
 """The least lossy first."""
 
-LEARNING_RATES: dict[Method, float] = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4, "peft": 2e-4}
-"""Full: Alpaca and the default of TRL. Adapters: the QLoRA runs of 7B and 13B (arXiv:2305.14314)."""
+LEARNING_RATES: dict[Objective, tuple[float, float]] = {
+    "sft": (2e-5, 2e-4),
+    "dpo": (1e-6, 1e-5),
+    "ipo": (1e-6, 1e-5),
+    "orpo": (1e-6, 1e-5),
+    "kto": (1e-6, 1e-5),
+    "reward": (1e-4, 1e-4),
+}
+"""Of full fine-tuning and of adapters. sft: Alpaca and the default of TRL; the QLoRA runs of 7B and 13B
+(arXiv:2305.14314). Others: the defaults of TRL 1.16; its examples of dpo have ten times the rate with LoRA."""
+
+ENCODER_DECODER_LOSSES: tuple[LossPath, ...] = ("full",)
+"""The Seq2SeqTrainer of Transformers has the model's own loss."""
 
 DEFAULT_RANK = 16
 RANKS = (DEFAULT_RANK, 8)
@@ -136,7 +146,7 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
     pins = request.knobs
     codes = attention_implementations(architecture(request.model), request.gpu)
     attention = _pinned([{"attn_implementation": code} for code in codes], pins)
-    losses = _pinned([{"loss": loss} for loss in LOSSES], pins)
+    losses = _pinned([{"loss": loss} for loss in loss_paths(request.objective, request.model)], pins)
     optimizers = _pinned([{"optim": name} for name in OPTIMIZERS if request.gpu or "paged" not in name], pins)
     for method, quantization in _bases(request):
         known = precisions(request.model, request.gpu, method)
@@ -147,6 +157,16 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
         ):
             lossiness = Lossiness(BASES.index(quantization), weights, min(optimizer, 1))
             yield lossiness, base | dtype | optim | loss | code
+
+
+def loss_paths(objective: Objective, model: ModelProfile) -> tuple[LossPath, ...]:
+    """The ways to the loss that there are for `model`, the usual one first."""
+    return ENCODER_DECODER_LOSSES if model.is_encoder_decoder else LOSS_PATHS[objective]
+
+
+def _learning_rate(objective: Objective, method: Method) -> float:
+    full, adapter = LEARNING_RATES[objective]
+    return full if method == "full" else adapter
 
 
 def _bases(request: Request) -> tuple[tuple[Method, Quantization | None], ...]:
@@ -181,7 +201,7 @@ def _config(request: Request, knobs: Knobs, max_length: int, rank: int) -> RunCo
     values = {
         "model": request.loadable_name,
         "gpu": request.gpu.name if request.gpu else None,
-        "learning_rate": LEARNING_RATES[knobs["method"]],
+        "learning_rate": _learning_rate(request.objective, knobs["method"]),
         "max_length": max_length,
         **knobs,
         **request.knobs,

@@ -46,7 +46,7 @@ def step_time(
     pace = _pace(facts, step, gpu)
     if pace is None:
         return None
-    work = count_work(model, step.adapter.targets if step.adapter else ())
+    work = count_work(model, step.adapter.targets if step.adapter else (), step.objective)
     micro: dict[Part, float] = {
         "products": _product_seconds(work, step, pace),
         "attention": _attention_seconds(work, step, pace),
@@ -109,12 +109,23 @@ def _recomputed(work: Work, step: StepSpec) -> float:
     return ceil(work.num_layers / step.checkpoint_every) / work.num_layers if step.checkpointing else 0.0
 
 
+def _asked(step: StepSpec) -> int:
+    """Passes without gradients: of the reference, and with kto of mismatched answers through both as well."""
+    reference = int(step.reference != "none")
+    return 2 * reference + 1 if step.objective == "kto" else reference
+
+
+def _forward_again(work: Work, step: StepSpec) -> float:
+    """Forward passes of the layers beyond the first."""
+    return _recomputed(work, step) + _asked(step)
+
+
 def _product_seconds(work: Work, step: StepSpec, pace: _Pace) -> float:
     """Forward, recomputation, input gradients and, where weights are trained, weight gradients; layers and head."""
     trained = step.adapter is None
     dtype_bytes = DTYPE_BYTES[step.compute_dtype]
-    layer_passes = 2 + _recomputed(work, step) + trained
-    head_passes = 2 + (step.loss in ("fused", "chunked")) + trained
+    layer_passes = 2 + _forward_again(work, step) + trained
+    head_passes = 2 + _asked(step) + (step.loss in ("fused", "chunked")) + trained
     layers = pace.product_seconds(2 * work.active_weights * step.num_tokens, work.weights * dtype_bytes)
     head = pace.product_seconds(2 * work.head_weights * step.num_tokens, work.head_weights * dtype_bytes)
     return layer_passes * layers + head_passes * head + _adapter_flops(work, step) / pace.adapter_products
@@ -130,7 +141,7 @@ def _adapter_flops(work: Work, step: StepSpec) -> float:
 def _attention_seconds(work: Work, step: StepSpec, pace: _Pace) -> float:
     """Scores and weighted values. Fused kernels skip what causality masks; their backward recomputes the scores."""
     fused = step.attention in ("flash", "efficient")
-    passes = 1 + _recomputed(work, step) + (2.5 if fused else 2.0)
+    passes = 1 + _forward_again(work, step) + (2.5 if fused else 2.0)
     flops = sum(2 * group.width * group.keys(step.seq_len, skip_masked=fused) for group in work.attentions)
     return passes * step.num_tokens * flops / pace.attention
 
@@ -150,8 +161,8 @@ def _traffic_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
         + work.attention_outputs * passes.attention_output * itemsize
         + _adapter_token_bytes(work, step, facts)
     )
-    runs = 1 + _recomputed(work, step) + passes.backward
-    quantized = _int8_token_bytes(work, step, facts) * step.num_tokens * (1 + _recomputed(work, step))
+    runs = 1 + _forward_again(work, step) + passes.backward
+    quantized = _int8_token_bytes(work, step, facts) * step.num_tokens * (1 + _forward_again(work, step))
     logits = facts.stored.logit[step.loss] * work.vocabulary * step.num_tokens
     scores, casts = _score_bytes(work, step, facts), _cast_bytes(work, step)
     return runs * step.num_tokens * token_bytes + quantized + scores + logits + casts
@@ -161,7 +172,7 @@ def _score_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
     """Bytes of attention scores, of which some kernels keep a tensor of (batch, heads, seq_len, seq_len)."""
     stored = facts.stored.score.get(step.attention, 0.0)
     scores = sum(group.num_heads for group in work.attentions) * step.num_tokens * step.seq_len
-    return scores * stored * (3 + _recomputed(work, step)) / 3
+    return scores * stored * (3 + _forward_again(work, step)) / 3
 
 
 def _adapter_token_bytes(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
@@ -185,7 +196,7 @@ def _cast_bytes(work: Work, step: StepSpec) -> float:
     if step.autocast in (None, step.weight_dtype) or step.weight_dtype != "float32" or step.quantization:
         return 0.0
     copy = DTYPE_BYTES["float32"] + DTYPE_BYTES[step.compute_dtype]
-    return work.weights * copy * (1 + _recomputed(work, step) + (step.adapter is None))
+    return work.weights * copy * (1 + _forward_again(work, step) + (step.adapter is None))
 
 
 def _dequantized_bytes(work: Work, step: StepSpec) -> float:
@@ -194,7 +205,7 @@ def _dequantized_bytes(work: Work, step: StepSpec) -> float:
         return 0.0
     packed = 1.0 if step.quantization == "int8" else 0.5
     weights = work.linear_weights + (work.weights - work.linear_weights if step.experts_quantized else 0)
-    return weights * (packed + DTYPE_BYTES[step.compute_dtype]) * (2 + _recomputed(work, step))
+    return weights * (packed + DTYPE_BYTES[step.compute_dtype]) * (2 + _forward_again(work, step))
 
 
 def _offloaded_bytes(work: Work, step: StepSpec) -> float:
@@ -213,7 +224,7 @@ def _num_kernels(work: Work, step: StepSpec, facts: SpeedFacts) -> float:
         + (work.num_adapters * launches.per_adapter if step.adapter else 0)
         + (work.num_linears * launches.per_quantized_linear if step.quantization else 0)
     )
-    return forward * (1 + _recomputed(work, step) + launches.backward)
+    return forward * (1 + _forward_again(work, step) + launches.backward)
 
 
 def _optimizer_seconds(work: Work, step: StepSpec, facts: SpeedFacts, accumulation: int, pace: _Pace) -> float:

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from planner.hardware import objections, quantizations
 from planner.prediction import Prediction, Target, predict
-from planner.run_config import RunConfig
-from planner.space import LOSSES, OPTIMIZERS
+from planner.run_config import REFERRING, RunConfig
+from planner.space import OPTIMIZERS, loss_paths
 from profiles.errors import InputError
 
 
@@ -49,7 +49,12 @@ def _changes(config: RunConfig, target: Target) -> Iterator[tuple[str, dict[str,
     for optim in OPTIMIZERS:
         if optim != config.optim:
             yield f"optim {optim}", {"optim": optim}
-    for loss in LOSSES:
+    if config.objective in REFERRING and config.preference is not None:
+        asked_before = config.preference.precompute_ref_log_probs
+        change = "reference asked in each step" if asked_before else "reference asked before training"
+        preference = config.preference.model_copy(update={"precompute_ref_log_probs": not asked_before})
+        yield change, {"preference": preference.model_dump()}
+    for loss in loss_paths(config.objective, target.model):
         if loss != config.loss:
             yield f"loss {loss}", {"loss": loss}
     if config.lora is not None:

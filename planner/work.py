@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from planner.network import network
+from planner.run_config import Objective
 from profiles.architecture import Architecture, Attention, Block, Experts, Linear, Mlp, Norm
-from profiles.build_architecture import architecture
 from profiles.model import ModelProfile
 from profiles.parameter_counts import parameter_counts
 
@@ -65,9 +66,9 @@ class Work:
 
 
 @lru_cache(maxsize=256)
-def count_work(model: ModelProfile, adapted: tuple[str, ...]) -> Work:
-    """The work of `model` with adapters on the Linear modules named in `adapted`."""
-    parts = architecture(model)
+def count_work(model: ModelProfile, adapted: tuple[str, ...], objective: Objective = "sft") -> Work:
+    """The work of `model` under `objective`, with adapters on the Linear modules named in `adapted`."""
+    parts = network(model, objective)
     targets = [(linear, count) for linear, count in parts.linears() if linear.name in adapted]
     return Work(
         num_layers=parts.num_layers,

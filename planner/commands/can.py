@@ -12,6 +12,7 @@ from planner.commands.options import (
     MethodChoice,
     Model,
     NumGpus,
+    ObjectiveChoice,
     Settings,
 )
 from planner.commands.question import Card, Wishes, find_card, plan_command, refuse_several, request_for
@@ -27,6 +28,7 @@ def can(
     gpu: Gpu = None,
     num_gpus: NumGpus = 1,
     method: MethodChoice = "auto",
+    objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
     lora_r: LoraR = None,
     batch_size: BatchSize = None,
@@ -47,7 +49,7 @@ def can(
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
     refuse_several(num_gpus)
-    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data)
+    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective)
     card = find_card(gpu) if gpu else _own_card()
     if card is None:
         return _answer_for_common_cards(model, wishes, json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.commands.knobs import with_knobs
-from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, Settings, Trainer
+from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, ObjectiveChoice, Settings, Trainer
 from planner.commands.question import Wishes, card_or_cpu, find_card, pinned_knobs, request_for
 from planner.prediction import OWN_TRAINER, Prediction, Target, predict, usual_config
 from planner.report.document import print_json
@@ -31,6 +31,7 @@ def estimate(
     ],
     gpu: Gpu = None,
     method: MethodChoice = "auto",
+    objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
     lora_r: LoraR = None,
     settings: Settings = None,
@@ -52,7 +53,9 @@ def estimate(
       fitune estimate 7b --gpu a100-80gb --set method=full --explain
       fitune estimate run.yaml --set max_length=4096 --trainer trl
     """
-    config, target = _question(subject, gpu, Wishes(method, max_length, lora_r, settings=settings or ()), trainer)
+    config, target = _question(
+        subject, gpu, Wishes(method, max_length, lora_r, settings=settings or (), objective=objective), trainer
+    )
     prediction = predict(config, target)
     if json:
         print_json(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from planner.request import RequestedMethod
+from planner.run_config import Objective
 from profiles.errors import InputError
 
 
@@ -79,9 +80,18 @@ MethodChoice = Annotated[
         "--method", metavar="METHOD", help="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits."
     ),
 ]
+ObjectiveChoice = Annotated[
+    Objective | None,
+    typer.Option(
+        "--objective",
+        metavar="OBJECTIVE",
+        help="What is learned: sft answers, dpo, ipo and orpo preferences, kto judged answers, reward a score.",
+        show_default="sft",
+    ),
+]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="ROWS", help="Rows of one optimizer step.", callback=_at_least_one),
+    typer.Option("--batch-size", metavar="ROWS", help="Examples of one optimizer step.", callback=_at_least_one),
 ]
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="FILE", help="Training data, for the lengths of its rows.")

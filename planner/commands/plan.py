@@ -17,6 +17,7 @@ from planner.commands.options import (
     MethodChoice,
     Model,
     NumGpus,
+    ObjectiveChoice,
     Settings,
 )
 from planner.commands.question import Wishes, card_or_cpu, plan_command, refuse_several, request_for
@@ -33,6 +34,7 @@ def plan(
     gpu: Gpu = None,
     num_gpus: NumGpus = 1,
     method: MethodChoice = "auto",
+    objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
     lora_r: LoraR = None,
     batch_size: BatchSize = None,
@@ -60,7 +62,7 @@ def plan(
     refuse_several(num_gpus)
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
-    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data)
+    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective)
     found = make_plan(request_for(model, card_or_cpu(gpu), wishes))
     if output is not None and found.config is not None:
         _write(found, found.config, output)

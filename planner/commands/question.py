@@ -11,6 +11,7 @@ from planner.commands.knobs import check_knobs, knobs_in
 from planner.data_lengths import DataLengths
 from planner.plan import Plan
 from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod
+from planner.run_config import Objective
 from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
@@ -36,6 +37,7 @@ class Wishes:
     batch_size: int | None = None
     settings: Sequence[str] = ()
     data: Path | None = None
+    objective: Objective | None = None
 
 
 def find_card(name: str) -> Card:
@@ -105,6 +107,8 @@ def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
         knobs["max_length"] = wishes.max_length
     if wishes.lora_r is not None:
         knobs["lora"] = {**_section(knobs, "lora"), "r": wishes.lora_r}
+    if wishes.objective is not None:
+        knobs["objective"] = wishes.objective
     if wishes.data is not None:
         knobs["data"] = {**_section(knobs, "data"), "path": str(wishes.data)}
     check_knobs(knobs)
@@ -119,6 +123,7 @@ def plan_command(plan: Plan, wishes: Wishes) -> str | None:
     argv = ["fitune", "plan", plan.request.model_name or plan.config.model, "--gpu", gpu]
     options = {
         "--method": None if wishes.method == "auto" else wishes.method,
+        "--objective": wishes.objective,
         "--max-length": wishes.max_length,
         "--lora-r": wishes.lora_r,
         "--batch-size": wishes.batch_size,

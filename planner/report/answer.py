@@ -10,7 +10,7 @@ from planner.plan import Cost, Plan
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
-from planner.run_config import Method, RunConfig
+from planner.run_config import PAIRED, Method, Objective, RunConfig
 from planner.units import format_bytes, format_count, format_seconds
 from planner.verdict import Verdict
 from profiles.build_architecture import architecture
@@ -23,6 +23,14 @@ WORDS: dict[Verdict, tuple[str, str]] = {
     "no": ("No", "bold red"),
 }
 METHODS: dict[Method, str] = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "PEFT"}
+OBJECTIVES: dict[Objective, str] = {
+    "sft": "answers",
+    "dpo": "preferences, by DPO",
+    "ipo": "preferences, by IPO",
+    "orpo": "preferences, by ORPO",
+    "kto": "judged answers, by KTO",
+    "reward": "a score of answers, from preferences",
+}
 LABEL_WIDTH = 13
 
 NEAREST_COLUMNS = (
@@ -88,7 +96,8 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
 
 def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost | None) -> list[tuple[str, str]]:
     """The settings of a run that decide memory and speed, in words, and its speed."""
-    facts = [
+    facts = [("objective", OBJECTIVES[config.objective])] if config.objective != "sft" else []
+    facts += [
         ("method", _method(config)),
         ("batch", _batch(config)),
         ("activations", _activations(config)),
@@ -104,7 +113,8 @@ def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost
 
 def method_words(config: RunConfig) -> str:
     """The method with its base and rank in one word or two, such as `qlora nf4 r16`."""
-    words = [config.method, config.quantization, f"r{config.lora.r}" if config.lora else None]
+    adapter = f"r{config.lora.r}" if config.lora else config.peft and config.peft.type
+    words = [config.method, config.quantization, adapter]
     return " ".join(word for word in words if word)
 
 
@@ -153,6 +163,8 @@ def _memory_sentence(plan: Plan) -> str:
 def _method(config: RunConfig) -> str:
     base = f"{config.quantization} base, rest {config.dtype}" if config.quantization else f"{config.dtype} weights"
     autocast = f", {config.mixed_precision} autocast" if config.mixed_precision != "no" else ""
+    if config.peft is not None:
+        return f"peft {config.peft.type}: {base}{autocast}"
     if config.lora is None:
         return f"full: {base}{autocast}"
     targets = config.lora.target_modules
@@ -162,7 +174,8 @@ def _method(config: RunConfig) -> str:
 
 def _batch(config: RunConfig) -> str:
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    return f"{rows} x {steps} accumulated = {rows * steps} rows of up to {config.max_length} tokens"
+    examples = "pairs of rows" if config.objective in PAIRED else "rows"
+    return f"{rows} x {steps} accumulated = {rows * steps} {examples} of up to {config.max_length} tokens"
 
 
 def _activations(config: RunConfig) -> str:
