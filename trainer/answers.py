@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,9 @@ class Answers:
             except TemplateError as error:
                 raise InputError(f"the model's chat template refuses the conversation: {error}") from error
             # The template has written the tokens that begin a text.
-            encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            encoded = self.tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)
         else:
-            encoded = self.tokenizer(messages[-1]["content"], return_tensors="pt")
+            encoded = self.tokenizer(messages[-1]["content"], return_tensors="pt", verbose=False)
         names = ("input_ids", "attention_mask")
         return {name: encoded[name].to(self._model.device) for name in names}
 
@@ -129,10 +130,11 @@ def load_answers(finished: FinishedRun) -> Answers:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     adapter, trust = finished.adapter, finished.trust_remote_code
     name = weights_name(str(adapter["base_model_name_or_path"])) if adapter else str(finished.folder)
-    try:
+    with _loading(name):
         architecture = AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        _check_that_it_writes(finished, architecture)
-        model_class = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+    _check_that_it_writes(finished, architecture)
+    model_class = AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
+    with _loading(name):
         model = model_class.from_pretrained(
             name,
             dtype=_dtype(finished, device),
@@ -143,9 +145,16 @@ def load_answers(finished: FinishedRun) -> Answers:
         )
         has_tokenizer = (finished.folder / "tokenizer_config.json").exists()
         tokenizer = AutoTokenizer.from_pretrained(finished.folder if has_tokenizer else name, trust_remote_code=trust)
+    return Answers(PeftModel.from_pretrained(model, finished.folder) if adapter else model, tokenizer)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Say in a sentence that there is no such model, or that it cannot be read."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise UnknownModelError(f"{name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return Answers(PeftModel.from_pretrained(model, finished.folder) if adapter else model, tokenizer)
 
 
 def _check_that_it_writes(finished: FinishedRun, architecture: Any) -> None:  # noqa: ANN401  # a type that mypy does not see

@@ -12,6 +12,7 @@ from trainer.checkpoints import CONFIG_FILE, FINAL, last_checkpoint
 from trainer.record import RunRecord, read_records
 
 ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 MODEL_FILE = "config.json"
 
 
@@ -46,6 +47,8 @@ def find_finished_run(path: Path) -> FinishedRun:
     adapter_file = folder / ADAPTER_FILE
     if not adapter_file.exists() and not (folder / MODEL_FILE).exists():
         raise _no_weights(path)
+    if adapter_file.exists() and not (folder / WEIGHTS_FILE).exists():
+        raise InputError(f"the adapter in {folder} has no {WEIGHTS_FILE}", hint="save it with PEFT as safetensors")
     # An adapter that was saved beside a whole run's files belongs to it; any other folder stands alone.
     run_folder = folder.parent
     of_a_run = (run_folder / CONFIG_FILE).exists()

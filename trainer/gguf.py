@@ -14,6 +14,9 @@ FOLDER_VARIABLE = "LLAMA_CPP_DIR"
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")
 """What the converter writes (llama.cpp's convert_hf_to_gguf.py, --outtype); smaller ones are made by llama-quantize."""
 
+STDERR = 2
+"""Where the converter's words go: stdout is for the answer of the verb."""
+
 GET_IT = (
     "git clone --depth 1 https://github.com/ggml-org/llama.cpp && "
     "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt"
@@ -60,10 +63,9 @@ def convert(converter: Path, model: Path, gguf_type: str) -> Path:
     file = model / f"{model.resolve().name}-{gguf_type}.gguf"
     unfinished = file.with_name(f".{file.name}")
     try:
-        # On stderr, because stdout is for the answer of the verb.
         done = subprocess.run(
             conversion_command(converter, model, gguf_type, unfinished),
-            stdout=sys.stderr,
+            stdout=STDERR,
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )

@@ -4,12 +4,15 @@ The base is built without its weights, and PEFT puts the adapter on it. A layer 
 which PEFT merges it, so that memory holds one layer and never the model.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -73,13 +76,17 @@ def merges_by_layer(adapter: PeftConfig) -> bool:
 def hollow_out(model: PreTrainedModel) -> PreTrainedModel:
     """`model`, made on the meta device, with parameters on the CPU that hold one number each; shared ones stay shared.
 
-    PEFT sees ordinary weights of the right shape, so it keeps the adapter's weights on the CPU.
+    PEFT sees ordinary weights of the right shape, so it keeps the adapter's weights on the CPU. Embeddings are made
+    whole, because an adapter on one brings a copy of it; until then they are memory that was never touched.
     """
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    whole = {module.weight for module in embeddings if module is not None}
     hollow: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if parameter not in hollow:
-                hollow[parameter] = nn.Parameter(_nothing_like(parameter), requires_grad=False)
+                values = torch.zeros(parameter.shape) if parameter in whole else _nothing_like(parameter)
+                hollow[parameter] = nn.Parameter(values, requires_grad=False)
             setattr(module, name, hollow[parameter])
     return model
 
@@ -98,14 +105,15 @@ class MergedTensors:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         stored = _names_in_files(model, parameters, tensors)
         shared = _shared_tensors(parameters, stored)
-        wrapped = PeftModel.from_pretrained(model, adapter, torch_device="cpu").base_model.model
+        namesakes = _namesakes(parameters)
+        wrapped = _put_on(model, adapter).base_model.model
         layers = [
             _layer(path, modules[path], module, stored, shared)
             for path, module in wrapped.named_modules()
             if isinstance(module, BaseTunerLayer)
         ]
         self._layer_of = {name: layer for layer in layers for name in layer.outputs.values()}
-        self.unties = any({name, source} & self._layer_of.keys() for name, source in shared.items())
+        self.unties = any(stored.get(name, name) in self._layer_of for name in namesakes)
         # What was one tensor needs two names to differ; the one that does not change is read where the other one is.
         self._copies = shared if self.unties else {}
         self.shapes = tensors | {name: tensors[source] for name, source in self._copies.items()}
@@ -122,6 +130,23 @@ class MergedTensors:
         if self._last is None or self._last[0] is not layer:
             self._last = (layer, layer.merge(reader))
         return self._last[1][name]
+
+
+def _put_on(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """`model` with the adapter of a folder. Raises ValueError if a part of the adapter has no place in the model."""
+    wrapped = PeftModel.from_pretrained(model, adapter, torch_device="cpu")
+    known = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    with safe_open(adapter / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        strange = [name for name in file.keys() if name not in known and ".base_layer." not in name]  # noqa: SIM118
+    if strange:
+        raise ValueError(f"the base has no place for {strange[0]}")
+    return wrapped
+
+
+def _namesakes(parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Names of parameters that are one and the same with another one."""
+    times = Counter(parameters.values())
+    return {name for name, parameter in parameters.items() if times[parameter] > 1}
 
 
 def _names_in_files(

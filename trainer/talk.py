@@ -50,7 +50,7 @@ def converse(answers: "Answers", system: str | None, sampling: "Sampling", conso
             answer, _ = say(answers, messages, sampling)
         except InputError as error:
             messages = _opening(system)
-            console.print(f"note: {error.message}; this one is forgotten, the next line begins a new one")
+            console.print(f"note: {error.message}; it is forgotten, the next line begins a new one", soft_wrap=True)
             continue
         messages.append({"role": "assistant", "content": answer})
     return 0
@@ -97,7 +97,9 @@ def _talk(arguments: argparse.Namespace, console: Console) -> int:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         answers = load_answers(finished)
     if not answers.has_template:
-        console.print("note: the model has no chat template, so it goes on with the text that it is given")
+        console.print(
+            "note: the model has no chat template, so it goes on with the text that it is given", soft_wrap=True
+        )
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature)
     if arguments.prompt is None:
         return converse(answers, arguments.system, sampling, console)
