@@ -1,0 +1,177 @@
+"""Where an operator does on a GPU what it does not do on a CPU: the one place that knows, with the reason for each.
+
+A step is traced on fake tensors of the CPU. While `as_on_gpu` is active, what differs is exchanged for what CUDA does.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from bitsandbytes.autograd import _functions as bitsandbytes_functions
+from torch.nn import functional
+from torch.utils import _foreach_utils
+from transformers import masking_utils, modeling_utils
+from transformers.integrations import sdpa_attention
+from trl.kernels import chunked_logprob
+
+from calibration.gpu_attention import FusedAttention, efficient_backward, flash_backward
+from calibration.recorder import Kernel
+from planner.step import StepSpec
+
+aten = torch.ops.aten
+
+FLOAT32_UNDER_AUTOCAST = (
+    "layer_norm",
+    "native_layer_norm",
+    "group_norm",
+    "softmax.int",
+    "log_softmax.int",
+    "nll_loss_nd",
+    "logsumexp",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "rsqrt",
+    "reciprocal",
+    "exp",
+    "log",
+    "log1p",
+    "softplus",
+    "cumsum",
+    "sum",
+    "sum.dim_IntList",
+    "cosine_similarity",
+)
+"""Operators that autocast runs in float32 on CUDA but leaves alone on a CPU (aten `autocast_mode.h`,
+`AT_FORALL_FP32` and `AT_FORALL_FP32_SET_OPT_DTYPE`)."""
+
+
+@contextlib.contextmanager
+def as_on_gpu(step: StepSpec) -> Iterator[None]:
+    """Exchange what differs between a CPU and a GPU for the time of a trace."""
+    with contextlib.ExitStack() as stack:
+        for target, name, replacement in (
+            # Foreach optimizers and the clipping of gradients: for CPU tensors torch goes one by one.
+            (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu", "cuda"]),
+            # bitsandbytes trains int8 layers on a CPU with a function of its own.
+            (bitsandbytes_functions, "MatMul8bitFp", bitsandbytes_functions.MatMul8bitLt),
+            # On a GPU, Triton kernels fold tiles of logits and a product adds to float32 sums without a copy.
+            (chunked_logprob, "_forward_tile", _nothing),
+            (chunked_logprob, "_backward_tile", _nothing),
+            (chunked_logprob, "_addmm_fp32", _nothing),
+            # Checkpoints that are kept in host memory are not on the card.
+            (modeling_utils, "save_on_cpu", InHostMemory),
+            (sdpa_attention, "use_gqa_in_sdpa", _passes_groups(step)),
+            (functional, "scaled_dot_product_attention", FusedAttention(step.attention)),
+            (functional, "dropout", _dropout),
+            *(
+                (place, name, _softmax(getattr(place, name), getattr(aten, f"_{name}")))
+                for place in (functional, torch, torch.Tensor)
+                for name in ("softmax", "log_softmax")
+            ),
+        ):
+            stack.enter_context(patch.object(target, name, replacement))
+        stack.enter_context(_cuda_autocast())
+        yield
+
+
+def as_if_real() -> contextlib.AbstractContextManager[object]:
+    """Let Transformers decide on masks by their values, as in a run, and not by their being fake."""
+    return patch.object(masking_utils, "is_tracing", lambda *_: False)
+
+
+def kernels() -> dict[object, Kernel]:
+    """For operators whose CUDA kernel takes more memory than its result: functions that make both."""
+    bitsandbytes = torch.ops.bitsandbytes
+    return {
+        aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
+        aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
+        bitsandbytes.gemm_4bit.default: _gemm_4bit,
+    }
+
+
+def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
+    """A softmax to float32 reads 16-bit input as it is on CUDA; a CPU copies it first (aten `SoftMax.cpp`)."""
+
+    def softmax(x: torch.Tensor, dim: int = -1, *rest: Any, **options: Any) -> Any:  # noqa: ANN401
+        if options.get("dtype") == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
+            return fused(x, dim, True)
+        return function(x, dim, *rest, **options)
+
+    return softmax
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """A fused kernel that keeps a byte for each element; a CPU keeps factors of the input's dtype."""
+    if p == 0 or not training:
+        return x
+    out: torch.Tensor = aten.native_dropout(x, p, training)[0]
+    return out
+
+
+@contextlib.contextmanager
+def _cuda_autocast() -> Iterator[None]:
+    """Give the CPU's autocast the list of operators that run in float32 on CUDA."""
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in FLOAT32_UNDER_AUTOCAST:
+            packet, _, overload = name.partition(".")
+            library.impl(name, _in_float32(getattr(getattr(aten, packet), overload or "default")), "AutocastCPU")
+        yield
+
+
+def _in_float32(operator: Callable[..., Any]) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def cast(x: object) -> object:
+        narrow = isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+        return x.to(torch.float32) if narrow else x
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
+
+    return run
+
+
+class InHostMemory(torch.autograd.graph.saved_tensors_hooks):  # type: ignore[misc]
+    """Stands for torch's `save_on_cpu`: what is saved leaves the card, and comes back when it is asked for."""
+
+    def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
+        super().__init__(
+            lambda x: (x.shape, x.dtype, x.requires_grad), lambda form: torch.empty(form[0], dtype=form[1])
+        )
+
+
+def _passes_groups(step: StepSpec) -> Callable[..., bool]:
+    """Whether Transformers leaves keys and values in groups; where the step repeats them, it never does."""
+    decides = sdpa_attention.use_gqa_in_sdpa
+    return (lambda *_: False) if step.expand_kv else decides
+
+
+def _gemm_4bit(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    shape: list[int],
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    *_: object,
+) -> torch.Tensor:
+    """The weight and its constants are dequantized first (bitsandbytes 0.50 `_dequant_linear_fallback`), except in
+    products of few rows, where the fused kernel takes less.
+    """
+    constants = (
+        [torch.empty_like(absmax_8bit, dtype=torch.float32) for _ in range(2)] if absmax_8bit is not None else []
+    )
+    weight = torch.empty(shape, dtype=x.dtype)
+    result = torch.nn.functional.linear(x, weight, bias)
+    del constants, weight
+    return result
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """A kernel that makes no tensor."""
