@@ -52,6 +52,7 @@ def _batch_settings(config: RunConfig) -> dict[str, Any]:
         "use_cpu": config.gpu is None,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": config.gpu is not None,
+        "ddp_find_unused_parameters": False,
         CHECKPOINTING: config.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {
             "use_reentrant": False,
