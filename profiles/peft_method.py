@@ -122,21 +122,20 @@ def check_lora(options: Mapping[str, object], base: Base, knobs: Mapping[str, ob
 
 
 def check_outcome(what: str, bases: Mapping[Base, Outcome], base: Base, knobs: Mapping[str, object]) -> None:
-    """Raise ConfigError if `what` did not train on `base` where it was tried, or needs other `knobs`."""
-    outcome = bases[base]
+    """Raise ConfigError if `what` did not train on `base` where it was tried, or needs other `knobs` of the run."""
+    outcome, called = bases[base], f"a base in {knobs['quantization'] or knobs['dtype']}"
     if not outcome.works:
         works = [name for name, other in bases.items() if other.works]
         way_out = f"it trains on {', '.join(works)}" if works else "it trains on no base; `fitune methods` lists others"
-        raise ConfigError(f"{what} does not train on a base in {base} ({outcome.reason}); {way_out}")
+        raise ConfigError(f"{what} does not train on {called} ({outcome.reason}); {way_out}")
     for knob, value in outcome.needs.items():
-        if knob == "attn_implementation" and knobs["gpu"] is not None:
-            # Autocast gives attention inputs of one dtype on CUDA (ATen autocast_mode.h), not on a CPU.
-            continue
         if knobs[knob] != value:
-            raise ConfigError(
-                f"{knob} is {json.dumps(knobs[knob])}, but {what} on a base in {base} only trains with "
-                f"{json.dumps(value)}"
-            )
+            raise ConfigError(f"{knob} is {_word(knobs[knob])}, but on {called} {what} only trains with {_word(value)}")
+
+
+def _word(value: object) -> str:
+    """A value as a run file has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def find_method(name: str) -> PeftMethod:

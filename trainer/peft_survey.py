@@ -9,9 +9,11 @@ import argparse
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,7 +49,6 @@ BASES: dict[Base, dict[str, Any]] = {
 FALLBACKS: tuple[dict[str, bool | str], ...] = (
     {"loss": "full"},
     {"gradient_checkpointing": False},
-    {"attn_implementation": "eager"},
 )
 """Knobs to try in turn, until a method trains. Where none helps, the first one, Transformers' own loss, tells why."""
 
@@ -76,8 +77,10 @@ LORA_VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 NOISE = 0.03
-"""Largest difference of two logits by rounding alone. Logits are around 1 here, and packed numbers taken for weights
-make differences as large."""
+"""Largest difference of two logits by rounding alone. They are around 1 here."""
+REPACKED = 0.25
+"""Largest part of an adapter's effect that may be lost where its start is packed into the base again, as by OLoRA.
+Packed numbers that are taken for weights make a difference of several times the effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Bench:
 def bench() -> Iterator[Bench]:
     """A folder with all that trials need, for as long as they run."""
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        # What PEFT warns of is an outcome here, or none.
+        warnings.simplefilter("ignore")
         made = Bench(Path(folder))
         write_tiny_model(made.folder / "model")
         shape = AutoConfig.from_pretrained(made.folder / "model")
@@ -134,7 +139,7 @@ def _write_twin(made: Bench, base: Base) -> None:
     packed = _load(made.config(base, {}, dtype="float32", mixed_precision="no"))
     twin = _load(made.config("float32", {}))
     for name, module in packed.named_modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if type(weight).__name__ == "Params4bit":
             twin.get_submodule(name).weight.data = dequantize_4bit(weight.data, weight.quant_state)
         elif type(weight).__name__ == "Int8Params":
@@ -167,7 +172,7 @@ def trial(made: Bench, config: RunConfig, base: Base) -> str | None:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             trained = _logits(trainer.model)
             reloaded = _logits(PeftModel.from_pretrained(_load(config), adapter))
-        if _differ(reloaded, trained):
+        if _largest(reloaded - trained) > NOISE:
             return "the saved adapter, loaded again, computes something else"
     except FituneError as error:
         return (error.message.partition(": ")[2] or error.message).rstrip(".")
@@ -195,11 +200,12 @@ def _same_effect_on_twin(made: Bench, config: RunConfig, adapter: Path, base: Ba
         if name not in made.base_logits:
             made.base_logits[name] = _logits(_load(run))
         effects.append(_logits(PeftModel.from_pretrained(_load(run), adapter)) - made.base_logits[name])
-    return not _differ(*effects)
+    on_packed, on_plain = effects
+    return _largest(on_packed - on_plain) <= REPACKED * _largest(on_plain) + NOISE
 
 
-def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return bool((one - other).abs().max() > NOISE)
+def _largest(logits: torch.Tensor) -> float:
+    return float(logits.abs().max())
 
 
 def _load(config: RunConfig) -> PreTrainedModel:
@@ -263,13 +269,17 @@ def survey(made: Bench, names: Sequence[str]) -> dict[str, Any]:
     """The facts of `names` and of the variants of LoRA, as the file holds them."""
     return {
         "peft_version": peft.__version__,
-        "source": f"python -m trainer.peft_survey: {STEPS} steps each on a CPU, torch {torch.__version__}",
+        "source": f"python -m trainer.peft_survey: {STEPS} steps each on a CPU, {_versions()}",
         "lora_variants": [
             {"options": options, "bases": {base: outcome(made, "LORA", options, base) for base in get_args(Base)}}
             for options in track(LORA_VARIANTS, "LoRA variants", console=Console(stderr=True))
         ],
         "methods": {name: method_facts(made, name) for name in track(names, "methods", console=Console(stderr=True))},
     }
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "bitsandbytes"))
 
 
 def as_toml(facts: Mapping[str, Any]) -> str:
