@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from trainer.ranks import rank
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Handler = Callable[[int, FrameType | None], None]
@@ -48,5 +50,6 @@ class Interruption:
         if not self.in_step or self.signal_number is not None:
             raise Interrupted(number)
         self.signal_number = number
-        name = signal.Signals(number).name
-        sys.stderr.write(f"\n{name}: finishing this step, then writing a checkpoint; once more stops at once\n")
+        if rank() == 0:
+            name = signal.Signals(number).name
+            sys.stderr.write(f"\n{name}: finishing this step, then writing a checkpoint; once more stops at once\n")

@@ -49,9 +49,8 @@ class Ending:
 
 def training_command(config: RunConfig, run_file: Path, *, resume: bool = False) -> Command:
     """What is started for this run: one process on one card or on the CPU, or one for each card."""
-    argv = [sys.executable, "-m", *(_one_process(config) if config.num_gpus == 1 else _several_processes(config))]
-    argv += ["--module", "trainer", str(run_file)]
-    argv += ["--resume"] if resume else []
+    argv = [sys.executable, "-m", *(_one_process(config) if config.num_gpus == 1 else _process_per_card(config))]
+    argv += [str(run_file)] + ["--resume"] * resume
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if config.gpu is None:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -68,12 +67,12 @@ def training_command(config: RunConfig, run_file: Path, *, resume: bool = False)
 def _one_process(config: RunConfig) -> list[str]:
     argv = ["accelerate.commands.launch", "--quiet", "--config_file", str(ACCELERATE_CONFIG)]
     argv += ["--num_cpu_threads_per_process", str(_threads())]
-    return argv + (["--cpu"] if config.gpu is None else [])
+    return [*argv, *["--cpu"] * (config.gpu is None), "--module", "trainer"]
 
 
-def _several_processes(config: RunConfig) -> list[str]:
-    """Torch's own launcher, which accelerate starts on cards as well; on CPUs accelerate would ask for MPI."""
-    return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(config.num_gpus)]
+def _process_per_card(config: RunConfig) -> list[str]:
+    # accelerate starts the same launcher on cards, but on CPUs it would ask for MPI.
+    return ["trainer.process_per_card", str(config.num_gpus)]
 
 
 def _threads() -> int:
