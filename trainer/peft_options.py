@@ -71,7 +71,7 @@ def _kinds(hint: object) -> list[str]:
         return ["str" if "[" in str(value) else json.dumps(value) for value in get_args(hint)]
     plain = origin or hint
     if plain in SIMPLE:
-        return [SIMPLE[plain]]  # type: ignore[index]  # a type, as the line before found
+        return [SIMPLE[plain]]
     if isinstance(plain, type) and issubclass(plain, enum.Enum):
         return [json.dumps(member.value) for member in plain]
     return ["list"] if plain in (list, tuple, set) else ["dict"]
