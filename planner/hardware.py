@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 import profiles
 from planner.run_config import AttentionImplementation, Dtype, Method, MixedPrecision, Quantization, RunConfig
 from profiles.architecture import Architecture
+from profiles.architecture_traits import traits_of_model
 from profiles.errors import UnsupportedError
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.gpu import GpuProfile
@@ -100,8 +101,11 @@ def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -
     found = []
     if model.is_encoder_decoder and config.loss == "fused":
         found.append(f"loss is fused, but {model.hf_id} has an encoder, for which there is only full")
-    if model.is_encoder_decoder and config.packing:
-        found.append(f"packing joins rows of one kind, but {model.hf_id} has an encoder; set it to false")
+    if config.joins_rows and not traits_of_model(model).isolates_documents:
+        knob = "packing" if config.packing else "padding_free"
+        found.append(
+            f"{knob} joins rows, but attention in a {model.model_type} model does not keep them apart; set it to false"
+        )
     if gpu is None:
         if config.mixed_precision == "fp16":
             found.append("mixed_precision is fp16, but a CPU cannot scale the loss; use no")

@@ -32,9 +32,10 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
     masked = _needs_mask(config, arch)
     autocast = AUTOCAST[config.mixed_precision]
     kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
+    rows, seq_len = _batch_shape(config)
     return StepSpec(
-        micro_batch=_rows(config, config.per_device_train_batch_size),
-        seq_len=config.max_length,
+        micro_batch=rows,
+        seq_len=seq_len,
         weight_dtype=config.dtype,
         adapter=_adapter(config, arch, traits),
         quantization=config.quantization,
@@ -50,9 +51,7 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
         checkpoint_offload=config.checkpoint_offload and gpu is not None,
         optimizer=config.optim,
         gradients_persist=config.gradient_accumulation_steps > 1,
-        eval_batch=_rows(config, config.per_device_eval_batch_size)
-        if config.data and config.data.eval_fraction
-        else None,
+        eval_batch=_eval_rows(config) if config.data and config.data.eval_fraction else None,
         objective=config.objective,
         reference=_reference(config),
         target_len=(config.max_target_length or config.max_length) if model.is_encoder_decoder else None,
@@ -78,6 +77,25 @@ def _check_objective(config: RunConfig, model: ModelProfile, trainer: str) -> No
 def _rows(config: RunConfig, examples: int) -> int:
     """Rows that pass the model at once for so many examples."""
     return 2 * examples if config.objective in PAIRED else examples
+
+
+def _batch_shape(config: RunConfig) -> tuple[int, int]:
+    """Rows of a batch and tokens of a row, as attention sees them.
+
+    Rows that are joined are one long row, with a mask over all of it, but for flash_attention_2, which is told where
+    each document ends and needs what separate rows need.
+    """
+    rows = _rows(config, config.per_device_train_batch_size)
+    return (1, rows * config.max_length) if _masks_documents(config) else (rows, config.max_length)
+
+
+def _eval_rows(config: RunConfig) -> int:
+    """Rows of an evaluation batch, as long as those of training; joined ones are one, if not a shorter one."""
+    return 1 if _masks_documents(config) else _rows(config, config.per_device_eval_batch_size)
+
+
+def _masks_documents(config: RunConfig) -> bool:
+    return config.joins_rows and config.attn_implementation != "flash_attention_2"
 
 
 def _loss(config: RunConfig, traits: TrainerProfile) -> StepLoss:
@@ -121,11 +139,15 @@ def attention_kernel(
 
 
 def _needs_mask(config: RunConfig, arch: Architecture) -> bool:
-    """Whether the kernel gets a mask: rows of different length are padded, and a window is shorter than the row."""
+    """Whether the kernel gets a mask.
+
+    Rows of different length are padded, a window is shorter than the row, or the documents of a row are kept apart
+    (transformers 5.23 `masking_utils.find_packed_sequence_indices`, which looks where positions begin anew).
+    """
     if config.attn_implementation == "flash_attention_2":
         return False
     slides = any(block.attention.window and block.attention.window < config.max_length for block in arch.blocks)
-    return slides or (_rows(config, config.per_device_train_batch_size) > 1 and not config.packing)
+    return slides or config.packing or _rows(config, config.per_device_train_batch_size) > 1
 
 
 def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:

@@ -214,7 +214,12 @@ class RunConfig(Knobs):
         "Models without an encoder have no use for it.",
     )
     packing: bool = Field(
-        False, description="Join short rows up to max_length. Needs a kernel that keeps documents apart."
+        False, description="Join short rows up to max_length. Needs a model that keeps documents apart."
+    )
+    padding_free: bool = Field(
+        False,
+        description="Lay the rows of a batch end to end instead of padding them to the longest. Worth it with "
+        "flash_attention_2; others mask what lies between the rows. Needs a model that keeps documents apart.",
     )
 
     per_device_train_batch_size: PositiveInt = Field(
@@ -323,6 +328,8 @@ class RunConfig(Knobs):
             )
         if self.packing and self.objective != "sft":
             raise ValueError(f"packing joins rows, but {self.objective} compares whole answers; set packing to false")
+        if self.padding_free and self.objective != "sft":
+            raise ValueError(f"padding_free is for sft, but objective is {self.objective}; set it to false")
         if self.objective == "kto" and self.per_device_train_batch_size == 1:
             raise ValueError("per_device_train_batch_size is 1, but kto compares the answers of a batch; use 2 or more")
         return self
@@ -338,6 +345,18 @@ class RunConfig(Knobs):
                     f"preference.{name} has no effect on {self.objective}, only on {', '.join(sorted(objectives))}; "
                     "leave it out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _joining_agrees(self) -> Self:
+        if self.packing and self.padding_free:
+            raise ValueError("padding_free has no effect with packing, which leaves no padding; set it to false")
+        if self.joins_rows and self.per_device_eval_batch_size > self.per_device_train_batch_size:
+            raise ValueError(
+                f"per_device_eval_batch_size is {self.per_device_eval_batch_size}, but the rows of a batch are joined "
+                "to one, which must not be longer than in training; "
+                f"use {self.per_device_train_batch_size} or less"
+            )
         return self
 
     @model_validator(mode="after")
@@ -364,6 +383,11 @@ class RunConfig(Knobs):
                 f"is not a multiple of eval_steps {self.eval_steps}"
             )
         return self
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether a batch is one long row of several documents."""
+        return self.packing or self.padding_free
 
     @property
     def effective_batch_size(self) -> int:

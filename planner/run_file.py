@@ -24,7 +24,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("The adapter.", ("lora", "peft")),
     ("What is learned from the data.", ("objective", "preference")),
-    ("The data, and how long a row may be.", ("data", "max_length", "max_target_length", "packing")),
+    ("The data, and how long a row may be.", ("data", "max_length", "max_target_length", "packing", "padding_free")),
     (
         "The batch. Examples of one optimizer step: per_device_train_batch_size x gradient_accumulation_steps.",
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),

@@ -123,7 +123,8 @@ class ArchitectureTraits(_Traits):
     """Everything that follows from a `model_type` and is not a number in the config.
 
     `layer_pattern` repeats over the layers of a model that has a sliding window. `remote` says that the class is not
-    part of Transformers but of the repository on the Hub.
+    part of Transformers but of the repository on the Hub. `isolates_documents` says whether documents that are joined
+    to one row do not see each other, if their positions begin anew and there is no attention mask.
     """
 
     source: str
@@ -131,6 +132,7 @@ class ArchitectureTraits(_Traits):
     linear_class: str = "Linear"
     float32_modules: tuple[str, ...] = ()
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
+    isolates_documents: bool = True
     parallel: bool = False
     norms_after_residual: bool = False
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)

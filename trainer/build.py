@@ -115,8 +115,9 @@ def _check_encoder_decoder(config: RunConfig) -> None:
         raise ConfigError(f"objective is {config.objective}, but {config.model} has an encoder", hint="use sft")
     if config.loss == "fused":
         raise ConfigError(f"loss is fused, but {config.model} has an encoder", hint="use full")
-    if config.packing:
-        raise ConfigError(f"packing joins rows of one kind, but {config.model} has an encoder", hint="set it to false")
+    if config.joins_rows:
+        knob = "packing" if config.packing else "padding_free"
+        raise ConfigError(f"{knob} joins rows of one kind, but {config.model} has an encoder", hint="set it to false")
 
 
 def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.device) -> PreTrainedModel:

@@ -99,7 +99,7 @@ def _check_rows(config: RunConfig, examples: Examples, encodes: bool) -> None:
 
 
 def dropped_rows(config: RunConfig, examples: Examples, trainer: Trainer) -> int:
-    """Rows that TRL left out because max_length leaves nothing of them to learn; 0 with packing, which splits.
+    """Rows that TRL left out because max_length leaves nothing of them to learn; 0 with packing, which keeps them.
 
     A reward model scores whole answers, so there each pair with one that is longer is left out.
     """
@@ -120,9 +120,10 @@ def why_dropped(config: RunConfig) -> str:
 
 
 def rows_at_limit(config: RunConfig, trainer: Trainer) -> int:
-    """Rows that fill max_length and so may have lost their end."""
+    """Rows that fill max_length and so may have lost their end; of packed rows their documents."""
     if config.packing:
-        return 0
+        documents = (length for row in trainer.train_dataset["seq_lengths"] for length in row)
+        return sum(length == config.max_length for length in documents)
     full: set[int] = set()
     for columns in ROW_COLUMNS[config.objective]:
         parts = zip(*(trainer.train_dataset[column] for column in columns), strict=True)

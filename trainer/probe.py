@@ -74,10 +74,11 @@ def _unnoted(trainer: Trainer) -> Iterator[None]:
 def longest_examples(config: RunConfig, num_examples: int, encodes: bool = False) -> list[Example]:
     """As many examples, with rows of max_length tokens, of which all that can count in the loss do.
 
-    Without packing only the first row has the full length, so that a batch of several needs a mask, as real ones do.
-    `encodes` means a model with an encoder, whose answers are as long as they may be.
+    Of rows that are padded only the first has the full length, so that a batch of several needs a mask, as real ones
+    do; a packed row holds two documents for the same reason. `encodes` means a model with an encoder, whose answers
+    are as long as they may be.
     """
-    shorter = config.max_length if config.packing else max(1, config.max_length - 1)
+    shorter = config.max_length if config.joins_rows else max(1, config.max_length - 1)
     lengths = [config.max_length, *[shorter] * (num_examples - 1)]
     if encodes:
         answer = config.max_target_length or config.max_length
@@ -94,7 +95,7 @@ def _example(config: RunConfig, length: int, number: int) -> Example:
     prompt, answer, other = _ids(1), _ids(length - 1), _ids(length - 2)
     match config.objective:
         case "sft":
-            return {"input_ids": _ids(length), "seq_lengths": [length]}
+            return {"input_ids": _ids(length), "seq_lengths": _documents(config, length)}
         case "reward":
             return {"chosen_ids": prompt + answer, "rejected_ids": prompt + other}
         case "orpo":
@@ -105,6 +106,11 @@ def _example(config: RunConfig, length: int, number: int) -> Example:
         case _:
             pair = {"prompt_ids": prompt, "chosen_ids": answer, "rejected_ids": other}
             return pair | _asked_before(config, ("ref_chosen_logps", "ref_rejected_logps"))
+
+
+def _documents(config: RunConfig, length: int) -> list[int]:
+    """Tokens of the documents in a row: nearly all in one, since kernels that know documents want the longest."""
+    return [length - 1, 1] if config.packing and length > 1 else [length]
 
 
 def _side(name: str, prompt: list[int], answer: list[int]) -> Example:

@@ -6,10 +6,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from planner.run_config import RunConfig
 from trainer.arguments import common_settings
 from trainer.data import Examples
+from trainer.isolation import check_isolation
 
 
 class FullLogitsTrainer(SFTTrainer):  # type: ignore[misc]
@@ -46,12 +48,22 @@ def supervised_arguments(config: RunConfig, examples: Examples) -> SFTConfig:
 def supervised_trainer(
     config: RunConfig, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples
 ) -> SFTTrainer:
-    """A trainer with the loss path of the run."""
+    """A trainer with the loss path of the run.
+
+    Raises ConfigError if rows are to be joined and the model does not keep them apart.
+    """
     trainer_class = SFTTrainer if config.loss == "fused" else FullLogitsTrainer
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=supervised_arguments(config, examples),
         train_dataset=examples.train,
         eval_dataset=examples.evaluation,
         processing_class=tokenizer,
     )
+    if config.padding_free:
+        # TRL refuses this where it cuts rows to max_length; here it has cut them already.
+        trainer.padding_free = True
+        trainer.data_collator = DataCollatorForLanguageModeling(trainer.data_collator.pad_token_id, padding_free=True)
+    if config.joins_rows:
+        check_isolation(config, trainer.model, trainer.data_collator)
+    return trainer

@@ -99,6 +99,15 @@ def test_a_scaled_loss_on_a_cpu_is_objected_to():
     assert objection == "mixed_precision is fp16, but a CPU cannot scale the loss; use no"
 
 
+@pytest.mark.parametrize("knob", ["packing", "padding_free"])
+@pytest.mark.parametrize("name", ["opt-125m", "falcon-7b", "bloom-560m"])
+def test_joined_rows_are_objected_to_where_the_model_does_not_keep_them_apart(name, knob):
+    model, joined = find_model(name), qlora(**{knob: True})
+    (objection,) = objections(joined, model, find_gpu("a100-80gb"))
+    assert objection.startswith(f"{knob} joins rows, but attention in a {model.model_type} model does not keep them")
+    assert objections(joined, LLAMA, find_gpu("a100-80gb")) == ()
+
+
 @pytest.mark.parametrize("name", ["v100", "p40", "p100-pcie-16gb"])
 def test_cards_older_than_turing_need_another_wheel(name):
     assert "torch<2.15" in wheel_note(find_gpu(name))

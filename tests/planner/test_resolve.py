@@ -30,7 +30,26 @@ def test_ampere_runs_flash_on_rows_that_are_not_padded():
 
 def test_a_mask_rules_out_flash_and_repeats_keys():
     assert kernel(GROUPED, A100, per_device_train_batch_size=4) == ("efficient", True)
-    assert kernel(GROUPED, A100, per_device_train_batch_size=4, packing=True) == ("flash", False)
+
+
+@pytest.mark.parametrize("knob", ["packing", "padding_free"])
+def test_documents_of_one_row_are_kept_apart_by_a_mask_or_by_a_kernel_that_knows_them(knob):
+    joined = {knob: True, "per_device_train_batch_size": 4, "max_length": 512}
+    step = resolve_step(config(**joined), GROUPED, A100)
+    assert (step.attention, step.masked, step.micro_batch, step.seq_len) == ("efficient", True, 1, 2048)
+    step = resolve_step(config(**joined, attn_implementation="flash_attention_2"), GROUPED, A100)
+    assert (step.attention, step.masked, step.micro_batch, step.seq_len) == ("flash", False, 4, 512)
+
+
+def test_one_row_without_padding_is_a_row_as_any_other_and_a_packed_one_is_not():
+    assert kernel(GROUPED, A100, padding_free=True) == ("flash", False)
+    assert kernel(GROUPED, A100, packing=True) == ("efficient", True)
+
+
+def test_joined_rows_are_evaluated_as_one_row():
+    data = {"path": "x", "eval_fraction": 0.1}
+    joined = {"packing": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3}
+    assert resolve_step(config(data=data, **joined), GROUPED, A100).eval_batch == 1
 
 
 def test_a_window_shorter_than_the_row_is_a_mask():
