@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import Trainer
 
 from planner.memory.estimate import estimate
 from planner.resolve import resolve_step
@@ -122,6 +123,15 @@ def train(config: RunConfig, resume: bool = False) -> Outcome:
         measured_bytes=record.measured.allocated_bytes or 0,
         predicted_bytes=estimate(model, resolve_step(config, model, None), None).allocated_bytes,
     )
+
+
+def make_trainer(config: RunConfig) -> Trainer:
+    """A trainer of `config` that is ready to train."""
+    from trainer.run import prepare, quiet_libraries
+
+    torch.set_num_threads(1)
+    with quiet_libraries():
+        return prepare(config, torch.device("cpu"), Console(stderr=True, quiet=True))
 
 
 def last_checkpoint(config: RunConfig) -> Path:
