@@ -17,6 +17,7 @@ from transformers.integrations import sdpa_attention
 from trl.kernels import chunked_logprob
 
 from calibration.gpu_attention import FusedAttention, efficient_backward, flash_backward
+from calibration.gpu_bitsandbytes import BITSANDBYTES_KERNELS
 from calibration.recorder import Kernel
 from planner.step import StepSpec
 
@@ -84,12 +85,11 @@ def as_if_real() -> contextlib.AbstractContextManager[object]:
 
 def kernels() -> dict[object, Kernel]:
     """For operators whose CUDA kernel takes more memory than its result: functions that make both."""
-    bitsandbytes = torch.ops.bitsandbytes
     return {
+        aten._softmax_backward_data.default: _softmax_backward,
         aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
         aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
-        bitsandbytes.gemm_4bit.default: _gemm_4bit,
-    }
+    } | BITSANDBYTES_KERNELS
 
 
 def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,6 +101,14 @@ def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callabl
         return function(x, dim, *rest, **options)
 
     return softmax
+
+
+def _softmax_backward(grad: torch.Tensor, output: torch.Tensor, *rest: object) -> object:
+    """CUDA multiplies gradient and output first (`softmax_backward_cuda_out` in aten `SoftMax.cu`)."""
+    product = grad * output
+    result = aten._softmax_backward_data.default(grad, output, *rest)
+    del product
+    return result
 
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
@@ -148,29 +156,6 @@ def _passes_groups(step: StepSpec) -> Callable[..., bool]:
     """Whether Transformers leaves keys and values in groups; where the step repeats them, it never does."""
     decides = sdpa_attention.use_gqa_in_sdpa
     return (lambda *_: False) if step.expand_kv else decides
-
-
-def _gemm_4bit(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    shape: list[int],
-    absmax: torch.Tensor,
-    blocksize: int,
-    quant_type: str,
-    bias: torch.Tensor | None = None,
-    absmax_8bit: torch.Tensor | None = None,
-    *_: object,
-) -> torch.Tensor:
-    """The weight and its constants are dequantized first (bitsandbytes 0.50 `_dequant_linear_fallback`), except in
-    products of few rows, where the fused kernel takes less.
-    """
-    constants = (
-        [torch.empty_like(absmax_8bit, dtype=torch.float32) for _ in range(2)] if absmax_8bit is not None else []
-    )
-    weight = torch.empty(shape, dtype=x.dtype)
-    result = torch.nn.functional.linear(x, weight, bias)
-    del constants, weight
-    return result
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -26,6 +26,7 @@ from transformers import (
 
 from calibration.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.gpu_operators import as_if_real, as_on_gpu, kernels
+from calibration.loss_paths import take_loss_path
 from calibration.module_path import ModulePath
 from calibration.recorder import Recorder
 from calibration.repeated_layers import Stack, Trace, UnevenLayersError, with_all_layers
@@ -92,6 +93,7 @@ def _trainer(
 
 
 def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recorder, path: ModulePath) -> None:
+    take_loss_path(trainer, step)
     label_loaded(trainer.model, recorder)
     trainer.add_callback(Phases(trainer, recorder, path))
     trainer.get_train_dataloader = lambda: FakeBatches(trainer, config, step, recorder)
