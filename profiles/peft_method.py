@@ -62,6 +62,7 @@ class PeftMethod(_Facts):
     example: Mapping[str, Any] = Field(description="options with which it was tried")
     required: tuple[str, ...] = Field(description="options that it cannot do without")
     options: Mapping[str, PeftOption]
+    resumes: bool = Field(description="whether training goes on from a checkpoint as if it had not stopped")
     bases: Mapping[Base, Outcome]
 
     @property

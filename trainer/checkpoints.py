@@ -10,6 +10,7 @@ from typing import Any
 from planner.run_config import RunConfig
 from planner.run_file import read_run_file
 from profiles.errors import ConfigError
+from profiles.peft_method import find_method
 from trainer.seal import SEAL_FILE, damage, is_sealed
 
 FINAL = "final"
@@ -79,9 +80,14 @@ def discard_old_checkpoints(output_dir: Path, keep: int, best: Path | None) -> N
 def checkpoint_to_resume(config: RunConfig) -> Path:
     """The checkpoint from which `config` goes on.
 
-    Raises ConfigError if there is none, or if the run in the folder is another one.
+    Raises ConfigError if there is none, if the run in the folder is another one, or if its method cannot go on.
     """
     output_dir = Path(config.output_dir)
+    if config.peft is not None and not find_method(config.peft.type).resumes:
+        raise ConfigError(
+            f"{config.peft.type} cannot go on from a checkpoint: PEFT keeps too little of it there",
+            hint="start again without --resume, in another output_dir",
+        )
     checkpoint = last_checkpoint(output_dir)
     if checkpoint is None:
         raise ConfigError(f"there is no checkpoint in {output_dir} to continue from", hint="launch without --resume")

@@ -28,10 +28,11 @@ from trl import SFTTrainer
 
 from planner.run_config import DataKnobs, LoraInit, PeftKnobs, RunConfig
 from profiles.errors import FituneError
-from profiles.peft_method import FACTS, Base
+from profiles.peft_method import FACTS, Base, peft_facts
 from trainer.adapter import first_line, make_peft_config
 from trainer.build import load_architecture, load_model
 from trainer.peft_options import is_prompt_method, method_names, options_of
+from trainer.peft_table import TABLE, methods_table
 from trainer.run import prepare, quiet_libraries
 from trainer.tiny_model import write_tiny_model
 
@@ -229,8 +230,26 @@ def method_facts(made: Bench, name: str) -> dict[str, Any]:
         "required": _required(made, name, example),
         "example": example,
         "options": options_of(name),
+        "resumes": resumes(made, made.config("float32", {"type": name, **example})),
         "bases": {base: outcome(made, name, example, base) for base in get_args(Base)},
     }
+
+
+def resumes(made: Bench, config: RunConfig) -> bool:
+    """Whether training that goes on from a checkpoint ends with the weights of training that was not interrupted.
+
+    Knobs that a method needs are those that each method trains with: all layers kept, and Transformers' own loss.
+    """
+    half = {"save_steps": STEPS // 2, "gradient_checkpointing": False, "loss": "full"}
+    ends = []
+    for checkpoint in (None, str(made.folder / "run" / f"checkpoint-{STEPS // 2}")):
+        try:
+            trainer = prepare(config.model_copy(update=half), torch.device("cpu"), Console(quiet=True))
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except Exception:  # noqa: BLE001  # whatever it stumbles over, it does not go on
+            return False
+        ends.append(_logits(trainer.model))
+    return torch.equal(*ends)
 
 
 def _required(made: Bench, name: str, example: Mapping[str, Any]) -> list[str]:
@@ -302,6 +321,7 @@ def _method_lines(name: str, method: Mapping[str, Any]) -> Iterator[str]:
     yield f"trains = {json.dumps(method['trains'])}"
     yield f"required = {json.dumps(method['required'])}"
     yield f"example = {_inline(method['example'])}"
+    yield f"resumes = {json.dumps(method['resumes'])}"
     yield from _base_lines(method)
     yield f"[methods.{name}.options]"
     yield from (f"{option} = {_inline(facts)}" for option, facts in method["options"].items())
@@ -329,7 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = as_toml(survey(made, method_names()))
     if not arguments.check:
         FACTS.write_text(text, encoding="utf-8")
-        sys.stdout.write(f"wrote {FACTS}\n")
+        TABLE.write_text(methods_table(peft_facts()), encoding="utf-8")
+        sys.stdout.write(f"wrote {FACTS} and {TABLE}\n")
         return 0
     stale = text != FACTS.read_text(encoding="utf-8")
     sys.stdout.write(f"{FACTS} is {'stale: run `python -m trainer.peft_survey`' if stale else 'up to date'}\n")

@@ -158,3 +158,9 @@ def test_another_run_is_not_resumed(tmp_path, knob, value):
     named = "effective_batch_size" if knob.startswith("gradient") else knob
     with pytest.raises(ConfigError, match=f"^{named} is .* but the run in .* began with"):
         checkpoint_to_resume(config.model_copy(update={knob: value}))
+
+
+def test_a_method_whose_checkpoints_keep_too_little_is_not_continued(tmp_path):
+    config = RunConfig(model="any", method="peft", peft={"type": "adalora"}, output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="ADALORA cannot go on from a checkpoint"):
+        checkpoint_to_resume(config)

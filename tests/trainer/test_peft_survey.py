@@ -65,6 +65,7 @@ def test_what_is_written_is_what_is_read():
                 "trains": "Linear",
                 "required": ["r"],
                 "example": {"r": 4, "target_modules": ["q"]},
+                "resumes": True,
                 "options": {"r": {"type": 'int | "full"', "default": 8}, "pattern": {"type": "dict", "default": {}}},
                 "bases": {"nf4": {"works": True, "needs": {"loss": "full"}}},
             }
