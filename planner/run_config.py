@@ -1,20 +1,28 @@
 """Every knob of a run, once. A `RunConfig` is what is searched, estimated, written as YAML and launched."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from planner.knob_sections import READ_BY as READ_BY
+from planner.knob_sections import REFERRING as REFERRING
+from planner.knob_sections import DataFormat as DataFormat
+from planner.knob_sections import DataKnobs as DataKnobs
+from planner.knob_sections import Knobs as Knobs
+from planner.knob_sections import LoraInit as LoraInit
+from planner.knob_sections import LoraKnobs as LoraKnobs
+from planner.knob_sections import Objective as Objective
+from planner.knob_sections import PeftKnobs as PeftKnobs
+from planner.knob_sections import PreferenceKnobs as PreferenceKnobs
+from planner.knob_sections import SampleKnobs as SampleKnobs
 from profiles.errors import ConfigError
 from profiles.peft_method import base_of, check_lora, find_method
 
@@ -24,18 +32,12 @@ Quantization = Literal["nf4", "fp4", "int8"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2"]
 LossPath = Literal["full", "fused"]
-LoraInit = Literal[True, False, "gaussian", "olora", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
-Objective = Literal["sft", "dpo", "ipo", "orpo", "kto", "reward"]
-DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "kto"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 PAIRED: frozenset[Objective] = frozenset({"dpo", "ipo", "orpo", "reward"})
 """Objectives whose examples are pairs: the chosen and the rejected answer pass the model together, as two rows."""
-
-REFERRING: frozenset[Objective] = frozenset({"dpo", "ipo", "kto"})
-"""Objectives that compare the model with a frozen reference: what it was before."""
 
 LOSS_PATHS: dict[Objective, tuple[LossPath, ...]] = {
     "sft": ("fused", "full"),
@@ -47,123 +49,6 @@ LOSS_PATHS: dict[Objective, tuple[LossPath, ...]] = {
 }
 """The ways to the loss that TRL 1.16 has for each objective, the usual one first. A reward head has one output a token,
 so there is nothing to fuse."""
-
-
-class Knobs(BaseModel):
-    """A frozen group of knobs that refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LoraKnobs(Knobs):
-    """A low-rank adapter, in PEFT's own names."""
-
-    r: PositiveInt = Field(16, description="Rank of the two matrices of each adapter.")
-    lora_alpha: PositiveInt = Field(32, description="Scale of the adapter's output, over r.")
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="Share of the adapter's input that is dropped in training; any costs a mask a layer.",
-    )
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear",
-        description="Names of the Linear modules that get an adapter; `all-linear` is each one but the head.",
-    )
-    use_rslora: bool = Field(
-        False, description="rsLoRA: the adapter's output is scaled by lora_alpha over the square root of r."
-    )
-    use_dora: bool = Field(
-        False, description="DoRA: the length of each row of a weight learns apart from its direction; costs memory."
-    )
-    init_lora_weights: LoraInit = Field(
-        True,
-        description="How the matrices begin; true is PEFT's usual way. pissa, olora and mica change the base as well.",
-    )
-
-    @property
-    def is_variant(self) -> bool:
-        """Whether this is more than plain LoRA."""
-        return self.use_rslora or self.use_dora or self.init_lora_weights is not True
-
-    @model_validator(mode="after")
-    def _some_target(self) -> Self:
-        if not self.target_modules:
-            raise ValueError("target_modules is empty; name at least one module, or write all-linear")
-        return self
-
-
-class PreferenceKnobs(Knobs):
-    """How strongly a preference counts, in TRL's own names.
-
-    An option that the objective does not read keeps its default.
-    """
-
-    beta: PositiveFloat = Field(
-        0.1,
-        description="dpo, ipo, kto: how far the model may leave the reference, less with more; "
-        "orpo: weight of the odds ratio beside the likelihood.",
-    )
-    precompute_ref_log_probs: bool = Field(
-        False,
-        description="dpo, ipo, kto: ask the reference once before training instead of in each step. Saves its memory "
-        "and time in the step.",
-    )
-    desirable_weight: PositiveFloat = Field(1.0, description="kto: weight of the examples that are labelled good.")
-    undesirable_weight: PositiveFloat = Field(1.0, description="kto: weight of the examples that are labelled bad.")
-    center_rewards_coefficient: PositiveFloat | None = Field(
-        None, description="reward: pull towards rewards around zero, None for no pull; 0.01 is usual."
-    )
-
-
-READ_BY: dict[str, frozenset[Objective]] = {
-    "beta": frozenset({"dpo", "ipo", "kto", "orpo"}),
-    "precompute_ref_log_probs": REFERRING,
-    "desirable_weight": frozenset({"kto"}),
-    "undesirable_weight": frozenset({"kto"}),
-    "center_rewards_coefficient": frozenset({"reward"}),
-}
-"""The objectives that read each option of `PreferenceKnobs`."""
-
-
-class PeftKnobs(BaseModel):
-    """Another method of PEFT: its name, and its options in PEFT's own names, which differ from method to method."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    type: Annotated[str, StringConstraints(to_upper=True, min_length=1)] = Field(
-        description="PEFT's name of the method, in any case; `fitune methods` lists them with their options."
-    )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that were given, by name."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _known_to_peft(self) -> Self:
-        find_method(self.type).check_options(self.options)
-        return self
-
-
-class SampleKnobs(Knobs):
-    """What the model says while it learns: answers to a few prompts, now and then."""
-
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="What the model is asked; in its chat template, if it has one."
-    )
-    steps: PositiveInt = Field(100, description="Steps between two rounds of answers.")
-    max_new_tokens: PositiveInt = Field(64, description="Tokens an answer is cut to.")
-
-
-class DataKnobs(Knobs):
-    """Where the examples come from."""
-
-    path: str = Field(
-        description="A .jsonl, .json, .csv or .parquet file, or a folder written by `datasets`' save_to_disk."
-    )
-    format: DataFormat = Field("auto", description="How a row reads; auto looks at the columns.")
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of the rows that is held out for evaluation."
-    )
 
 
 class RunConfig(Knobs):
