@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
+from planner.data_lengths import DataLengths
 from planner.memory.estimate import MemoryEstimate
 from planner.request import Request
 from planner.resolve import resolve_step
@@ -30,7 +31,7 @@ class Candidate:
     """A configuration and what is predicted of it.
 
     `pace` orders candidates by speed and has no unit; 0 for one that does not fit. `tokens_per_second` counts no
-    padding; None where the speed of the card is unknown.
+    padding; None where the speed of the card is unknown. `padding_share` is the share of all tokens that are padding.
     """
 
     config: RunConfig
@@ -41,6 +42,7 @@ class Candidate:
     pace: float = 0.0
     speed: SpeedEstimate | None = None
     tokens_per_second: float | None = None
+    padding_share: float = 0.0
 
     @property
     def needs_package(self) -> bool:
@@ -71,7 +73,7 @@ class Judge:
         self.usable = request.usable_bytes
         self._request = request
         self._estimator = estimator
-        self._real_lengths: dict[tuple[int, int], tuple[int, float]] = {}
+        self._real_lengths: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def judge(self, config: RunConfig, lossiness: Lossiness) -> Candidate:
         """`config` with its memory and verdict, and its speed if it fits."""
@@ -84,8 +86,8 @@ class Judge:
     def _timed(self, candidate: Candidate) -> Candidate:
         """`candidate` with its speed on rows as long as those of the data."""
         config, model = candidate.config, self._request.model
-        padded, real_share = self._lengths(config)
-        step = replace(candidate.step, seq_len=padded)
+        tokens, real_share = self._lengths(config)
+        step = replace(candidate.step, seq_len=max(1, round(candidate.step.seq_len * tokens / config.max_length)))
         accumulation = config.gradient_accumulation_steps
         speed = step_time(model, step, self._request.gpu, accumulation)
         compared = speed or step_time(model, step, _pace_gpu(), accumulation)
@@ -94,18 +96,28 @@ class Judge:
             pace=compared.tokens_per_second * real_share if compared else 0.0,
             speed=speed,
             tokens_per_second=speed.tokens_per_second * real_share if speed else None,
+            padding_share=1 - real_share,
         )
 
-    def _lengths(self, config: RunConfig) -> tuple[int, float]:
-        """Tokens that a row is padded to on average, and the share of them that is no padding."""
-        lengths, max_length = self._request.lengths, config.max_length
-        if lengths is None or config.packing:
-            return max_length, 1.0
-        key = config.per_device_train_batch_size, max_length
+    def _lengths(self, config: RunConfig) -> tuple[float, float]:
+        """Tokens of an average row with its padding, and the share of them that is no padding."""
+        lengths = self._request.lengths
+        if lengths is None:
+            return config.max_length, 1.0
+        key = config.per_device_train_batch_size, config.max_length, config.packing, config.padding_free
         if key not in self._real_lengths:
-            padded = max(1.0, lengths.expected_longest(*key))
-            self._real_lengths[key] = round(padded), lengths.mean(max_length) / padded
+            self._real_lengths[key] = _row_tokens(lengths, config)
         return self._real_lengths[key]
+
+
+def _row_tokens(lengths: DataLengths, config: RunConfig) -> tuple[float, float]:
+    """Joined rows have no padding: a packed one has the tokens of its documents."""
+    if config.packing:
+        return lengths.num_tokens(config.max_length) / lengths.num_packed(config.max_length), 1.0
+    if config.padding_free:
+        return lengths.mean(config.max_length), 1.0
+    padded = lengths.expected_longest(config.per_device_train_batch_size, config.max_length)
+    return padded, lengths.mean(config.max_length) / padded
 
 
 @cache

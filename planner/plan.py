@@ -22,11 +22,16 @@ WARMUP_SHARE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the whole run takes: optimizer steps, seconds, and USD at the card's median price where it has one."""
+    """What the whole run takes.
+
+    Optimizer steps; seconds where the speed of the card is known; USD at its median price where it has one; the share
+    of the tokens that are padding, where the lengths of the rows are known.
+    """
 
     num_steps: int
-    seconds: float
+    seconds: float | None
     usd: float | None
+    padding_share: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,14 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
 
 def _cost(request: Request, best: Candidate) -> Cost | None:
     num_steps = _num_steps(request, best.config)
-    if num_steps is None or best.speed is None:
+    if num_steps is None:
         return None
+    padding = best.padding_share if request.lengths else None
+    if best.speed is None:
+        return Cost(num_steps, None, None, padding)
     seconds = num_steps * best.speed.seconds_per_step
     price = request.gpu.price if request.gpu else None
-    return Cost(num_steps, seconds, price.median_usd_per_hour * seconds / 3600 if price else None)
+    return Cost(num_steps, seconds, price.median_usd_per_hour * seconds / 3600 if price else None, padding)
 
 
 def _num_steps(request: Request, config: RunConfig) -> int | None:
@@ -92,10 +100,9 @@ def _num_steps(request: Request, config: RunConfig) -> int | None:
         return config.max_steps
     if request.lengths is None:
         return None
-    rows = request.lengths.num_rows * (1 - (config.data.eval_fraction if config.data else 0))
-    if config.packing:
-        rows *= request.lengths.mean(config.max_length) / config.max_length
-    return ceil(ceil(rows / config.effective_batch_size) * config.num_train_epochs)
+    rows = request.lengths.num_packed(config.max_length) if config.packing else request.lengths.num_rows
+    trained = rows * (1 - (config.data.eval_fraction if config.data else 0))
+    return ceil(ceil(trained / config.effective_batch_size) * config.num_train_epochs)
 
 
 def _with_warmup(request: Request, config: RunConfig) -> RunConfig:

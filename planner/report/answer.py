@@ -106,8 +106,7 @@ def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost
     if tokens_per_second is not None:
         facts.append(("speed", f"about {tokens_per_second:,.0f} tokens/s"))
     if cost is not None:
-        price = f", {cost.usd:,.2f} USD" if cost.usd is not None else ""
-        facts.append(("your data", f"{cost.num_steps:,} steps in about {format_seconds(cost.seconds)}{price}"))
+        facts.append(("your data", _cost(cost)))
     return facts
 
 
@@ -142,6 +141,13 @@ def model_words(plan: Plan) -> str:
     model, called = plan.request.model, plan.request.model_name
     size = f"{format_count(parameter_counts(architecture(model)).total)} parameters"
     return f"{model.hf_id} ({size})" if called in (None, model.hf_id) else f"{called} ({model.hf_id}, {size})"
+
+
+def _cost(cost: Cost) -> str:
+    words = f"{cost.num_steps:,} steps"
+    words += f" in about {format_seconds(cost.seconds)}" if cost.seconds is not None else ""
+    words += f", {cost.usd:,.2f} USD" if cost.usd is not None else ""
+    return words + (f"; {cost.padding_share:.0%} of the tokens are padding" if cost.padding_share is not None else "")
 
 
 def _verdict_sentence(plan: Plan) -> str:

@@ -1,5 +1,6 @@
 """Plans and estimates as JSON objects. `planner/README.md` lists their keys."""
 
+from dataclasses import asdict
 from typing import Any
 
 from planner.candidate import Candidate
@@ -57,7 +58,7 @@ def plan_document(plan: Plan) -> Document:
         "config": plan.config.model_dump(mode="json") if plan.config else None,
         "estimate": estimate_document(plan.estimate, model, gpu, plan.usable_bytes, plan.verdict),
         "tokens_per_second": plan.tokens_per_second,
-        "cost": {"num_steps": cost.num_steps, "seconds": cost.seconds, "usd": cost.usd} if cost else None,
+        "cost": asdict(cost) if cost else None,
         "alternatives": [_candidate(candidate) for candidate in plan.alternatives],
         "shortfall": plan.shortfall,
         "nearest": [_change(change) for change in plan.nearest],

@@ -138,3 +138,27 @@ def test_what_was_assumed_is_said(model, gpu, request_, note):
 def test_a_cpu_gets_a_plan_without_a_speed():
     answer = plan("160m", None, free_bytes=2**33)
     assert (answer.verdict, answer.tokens_per_second, answer.config.gpu) == ("fits", None, None)
+
+
+UNEVEN = DataLengths.counted({100: 500, 500: 500})
+
+
+def test_padding_is_told_and_joined_rows_have_none():
+    batch = {"per_device_train_batch_size": 8, "max_length": 512}
+    padded = plan("1.1b", "a100-80gb", lengths=UNEVEN, knobs=batch).cost
+    assert padded.padding_share == pytest.approx(1 - 300 / UNEVEN.expected_longest(8, 512))
+    for joined in ({"packing": True}, {"padding_free": True}):
+        assert plan("1.1b", "a100-80gb", lengths=UNEVEN, knobs=batch | joined).cost.padding_share == 0
+
+
+def test_steps_and_padding_are_told_where_the_speed_is_not_known():
+    cost = plan("pythia-70m", None, lengths=EVEN, free_bytes=8 << 30).cost
+    assert (cost.num_steps, cost.seconds, cost.padding_share) == (63, None, 0)
+
+
+def test_a_joined_batch_is_timed_with_the_tokens_that_it_has():
+    knobs = {"per_device_train_batch_size": 8, "max_length": 2048}
+    flash = {"attn_implementation": "flash_attention_2", "padding_free": True}
+    padded = plan("1.1b", "a100-80gb", lengths=UNEVEN, knobs=knobs)
+    joined = plan("1.1b", "a100-80gb", lengths=UNEVEN, knobs=knobs | flash)
+    assert joined.cost.seconds < padded.cost.seconds
