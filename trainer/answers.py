@@ -129,7 +129,7 @@ def load_answers(finished: FinishedRun) -> Answers:
     """
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     adapter, trust = finished.adapter, finished.trust_remote_code
-    name = weights_name(str(adapter["base_model_name_or_path"])) if adapter else str(finished.folder)
+    name = weights_name(finished.base) if adapter else str(finished.folder)
     with _loading(name):
         architecture = AutoConfig.from_pretrained(name, trust_remote_code=trust)
     _check_that_it_writes(finished, architecture)

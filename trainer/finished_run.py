@@ -34,6 +34,17 @@ class FinishedRun:
         return self.folder.parent if self.config is not None else self.folder
 
     @property
+    def base(self) -> str:
+        """The model that the adapter is for: a folder, a Hub id or an alias. Raises InputError if none is named."""
+        named = (self.adapter or {}).get("base_model_name_or_path") or (self.config and self.config.model)
+        if not named:
+            raise InputError(
+                f"the adapter in {self.folder} does not say which model it is for",
+                hint=f"write base_model_name_or_path into its {ADAPTER_FILE}",
+            )
+        return str(named)
+
+    @property
     def trust_remote_code(self) -> bool:
         """Whether the user let the run execute the code that the model's repository ships."""
         return self.config is not None and self.config.trust_remote_code

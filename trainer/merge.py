@@ -74,7 +74,7 @@ def run(task: Task, console: Console) -> Outcome:
     if finished.adapter is None:
         folder, base, dtype = finished.folder, None, None
     else:
-        base = task.base or str(finished.adapter["base_model_name_or_path"])
+        base = task.base or finished.base
         folder, dtype = merge(finished, base, task, console)
     gguf = convert(converter, folder, task.gguf) if converter and task.gguf else None
     return Outcome(

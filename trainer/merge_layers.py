@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from profiles.errors import RunError
 from trainer.base_checkpoint import TensorReader
 
 LAYERWISE = frozenset({"ADALORA", "BOFT", "IA3", "LOHA", "LOKR", "LORA", "OFT", "VERA"})
@@ -46,13 +45,11 @@ class Layer:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def merge(self, reader: TensorReader) -> dict[str, torch.Tensor]:
-        """The merged float32 tensors by the name to write. Raises RunError if one is not finite."""
+        """The merged float32 tensors by the name to write."""
         for name, source in self.sources.items():
-            self.module.get_parameter(name).data = reader.read(source).float()
-        try:
-            self.adapter.merge(safe_merge=True)
-        except ValueError as error:
-            raise not_finite(next(iter(self.outputs.values()))) from error
+            # A copy, because PEFT adds to it in place, and what is read is a map of the file.
+            self.module.get_parameter(name).data = reader.read(source).to(torch.float32, copy=True)
+        self.adapter.merge()
         merged = self.adapter.get_base_layer()
         tensors = {output: merged.get_parameter(name).data for name, output in self.outputs.items()}
         for parameter in (*self.module.parameters(), *merged.parameters()):
@@ -122,7 +119,7 @@ class MergedTensors:
         self._last: tuple[Layer, dict[str, torch.Tensor]] | None = None
 
     def read(self, name: str, reader: TensorReader) -> torch.Tensor:
-        """One tensor: merged, in float32, or as it is in the base's files. Raises RunError."""
+        """One tensor: merged, in float32, or as it is in the base's files. Raises RunError if a file is damaged."""
         layer = self._layer_of.get(name)
         if layer is None:
             return reader.read(self._copies.get(name, name))
@@ -181,14 +178,6 @@ def _layer(
     names = {name: f"{path}.{name}" for name, _ in module.named_parameters()}
     outputs = {name: stored.get(full, full) for name, full in names.items()}
     return Layer(module, adapter, {name: shared.get(output, output) for name, output in outputs.items()}, outputs)
-
-
-def not_finite(name: str) -> RunError:
-    """What to say of a merged tensor that is not a number any more."""
-    return RunError(
-        f"{name} is not finite after the merge",
-        hint="the adapter or the base is damaged, or --dtype is too narrow: float16 ends at 65504",
-    )
 
 
 def _nothing_like(parameter: torch.Tensor) -> torch.Tensor:

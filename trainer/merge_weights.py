@@ -1,9 +1,11 @@
 """The weights of a merged model, written as safetensors: layer by layer where the adapter allows it."""
 
+import ctypes
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +21,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from profiles.errors import InputError, UnsupportedError
+from profiles.errors import InputError, RunError, UnsupportedError
 from trainer.base_checkpoint import INDEX_FILE, BaseCheckpoint
-from trainer.merge_layers import MergedTensors, hollow_out, merges_by_layer, not_finite
+from trainer.merge_layers import MergedTensors, hollow_out, merges_by_layer
 
 SHARD_BYTES = 2 * 10**9
 """Most bytes of a file that is written; memory holds one such file while it is filled."""
@@ -90,6 +92,8 @@ class LayerwiseMerge:
                     tensors[name] = _cast(name, self._merged.read(name, reader), self._dtype)
                     advance(tensors[name].nbytes)
                 save_file(tensors, folder / file, metadata={"format": "pt"})
+                del tensors
+                _return_free_memory()
         if self._files.is_sharded:
             index = {"metadata": self._files.metadata, "weight_map": self._files.tensor_to_filename}
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -197,6 +201,13 @@ def _split(shapes: dict[str, torch.Tensor], dtype: torch.dtype) -> StateDictSpli
     )
 
 
+def _return_free_memory() -> None:
+    """Give back what was freed: glibc keeps the holes between tensors, and they would add up from file to file."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _num_bytes(tensor: torch.Tensor, dtype: torch.dtype) -> int:
     num_bytes: int = tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize
     return num_bytes
@@ -207,6 +218,10 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor.contiguous()
     cast = tensor.to(dtype).contiguous()
-    if not torch.isfinite(cast).all():
-        raise not_finite(name)
+    # The ends of its range tell, NaN included, and cost a tenth of a look at each number.
+    if cast.numel() and not all(isfinite(end.item()) for end in cast.aminmax()):
+        raise RunError(
+            f"{name} is not finite after the merge",
+            hint="the adapter or the base is damaged, or --dtype is too narrow: float16 ends at 65504",
+        )
     return cast

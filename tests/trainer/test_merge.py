@@ -209,6 +209,16 @@ def test_a_run_that_has_not_ended_is_bad_input(run, capsys):
     assert "or name its newest checkpoint, " in error
 
 
+def test_an_adapter_that_names_no_base_asks_for_it(run, tiny, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "final", adapter)
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": None}))
+    assert main([str(adapter)]) == 2
+    assert "does not say which model it is for" in capsys.readouterr().err
+    assert main([str(adapter), "--base", str(tiny / "model")]) == 0
+
+
 @pytest.mark.parametrize("path", ["nowhere", "."])
 def test_a_folder_without_weights_is_bad_input(path, tmp_path, capsys):
     assert main([str(tmp_path / path)]) == 2
