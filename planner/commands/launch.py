@@ -24,6 +24,17 @@ from planner.run_config import RunConfig
 from profiles.errors import EnvironmentFault, UnsupportedError
 from profiles.model_catalog import resolve_model
 
+MaxRestarts = Annotated[
+    int | None,
+    typer.Option(
+        "--max-restarts",
+        metavar="N",
+        min=0,
+        help="Fresh starts after memory ended; as many as help, if not given.",
+        show_default=False,
+    ),
+]
+
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,16 +45,7 @@ def launch(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the command; change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
-    max_restarts: Annotated[
-        int | None,
-        typer.Option(
-            "--max-restarts",
-            metavar="N",
-            min=0,
-            help="Fresh starts after memory ended; as many as help, if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    max_restarts: MaxRestarts = None,
     json: Json = False,
 ) -> int:
     """Train what a run file says, if it is predicted to fit.

@@ -14,7 +14,7 @@ MIB = 1 << 20
 def show():
     """Feeds a display with two steps and a log, and returns what it printed."""
 
-    def shown(terminal: bool, width: int = 160) -> str:
+    def shown(*others: dict[str, float], terminal: bool, width: int = 160) -> str:
         from trainer.progress import ShowProgress, choose_display
 
         console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
@@ -24,7 +24,8 @@ def show():
         state = SimpleNamespace(global_step=2, max_steps=42)
         progress.on_step_end(None, state, None)
         progress.on_log(None, state, None, logs={"loss": 7.3751, "learning_rate": 1e-4})
-        progress.on_log(None, state, None, logs={"eval_loss": 3.0})
+        for logs in others:
+            progress.on_log(None, state, None, logs=logs)
         progress.on_train_end(None, state, None)
         return console.file.getvalue()
 
@@ -38,6 +39,15 @@ FIGURES = (
 
 def test_without_a_terminal_each_log_is_a_plain_line(show):
     assert show(terminal=False) == f"step 2/42  {FIGURES}\n"
+
+
+def test_an_evaluation_is_a_line_of_its_own(show):
+    lines = show({"eval_loss": 3.0, "eval_runtime": 1.0}, terminal=False).splitlines()
+    assert lines == [f"step 2/42  {FIGURES}", f"step 2/42  {FIGURES}".replace("7.375", "7.375  evaluation loss 3")]
+
+
+def test_other_figures_of_the_trainer_are_not_shown(show):
+    assert show({"train_runtime": 3.0}, terminal=False) == f"step 2/42  {FIGURES}\n"
 
 
 def test_on_a_terminal_there_is_a_bar(show):
