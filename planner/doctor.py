@@ -14,7 +14,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from planner.units import GIB, format_bytes
-from profiles.detect import DetectedGpu, detect_gpus
+from profiles.detect import DetectedGpu, detect_gpus, visible_gpus
 from profiles.errors import EnvironmentFault
 from profiles.gpu import GpuProfile
 
@@ -31,14 +31,33 @@ ROOMY_DISK_BYTES = 20 * GIB
 # Importing torch, transformers and a data set takes 2 to 4 GiB before the first weight is read.
 ROOMY_RAM_BYTES = 8 * GIB
 
+# Asking libraries what they were built for is not enough: a kernel that runs is the proof.
 TORCH_PROBE = """
 import json, torch
+
+def failure(work):
+    try:
+        work()
+    except Exception as error:
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+def multiply():
+    ones = torch.ones(64, 64, device="cuda", dtype=torch.float16)
+    (ones @ ones).sum().item()
+
+def quantize():
+    import bitsandbytes
+    weights = torch.ones(64, 64, device="cuda" if found else "cpu", dtype=torch.float16)
+    bitsandbytes.functional.dequantize_4bit(*bitsandbytes.functional.quantize_4bit(weights)).sum().item()
+
 found = torch.cuda.is_available()
 print(json.dumps({
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "available": found,
     "archs": torch.cuda.get_arch_list() if found else [],
+    "multiply": failure(multiply) if found else None,
+    "quantize": failure(quantize),
 }))
 """
 
@@ -55,12 +74,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class TorchBuild:
-    """What the installed torch says of itself: versions, whether it sees a card, architectures it has kernels for."""
+    """What the installed torch says of itself: versions, whether it sees a card, architectures it has kernels for.
+
+    `multiply` and `quantize` are the first lines of the errors that a product on the card and bitsandbytes end in.
+    """
 
     version: str
     cuda: str | None
     available: bool
     archs: tuple[str, ...]
+    multiply: str | None = None
+    quantize: str | None = None
 
 
 def examine(folder: Path) -> list[Finding]:
@@ -68,7 +92,10 @@ def examine(folder: Path) -> list[Finding]:
     cards, about_cards = graphics_cards()
     findings = [_python(), *about_cards, *packages(train_requirements())]
     if _installed_version("torch"):
-        findings.append(torch_and_cards(torch_build(), [card.profile for card in cards]))
+        build = torch_build()
+        findings.append(torch_and_cards(build, [card.profile for card in cards]))
+        if build is not None and _installed_version("bitsandbytes"):
+            findings.append(quantizer(build))
     return [*findings, disk(folder), memory()]
 
 
@@ -78,7 +105,25 @@ def graphics_cards() -> tuple[tuple[DetectedGpu, ...], list[Finding]]:
         cards = detect_gpus()
     except EnvironmentFault as error:
         return (), [Finding("GPU", "warning", f"{error.message}; a CPU trains tiny models only")]
-    return cards, [_card(card) for card in cards]
+    findings = [finding for card in cards for finding in (_card(card), formats(card.profile))]
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is not None and not visible_gpus(cards, setting):
+        message = f"CUDA_VISIBLE_DEVICES is '{setting}', which hides every card"
+        findings.append(Finding("GPU", "problem", message, "unset CUDA_VISIBLE_DEVICES"))
+    return cards, findings
+
+
+def formats(card: GpuProfile) -> Finding:
+    """What `card` computes with, and what stands in for what it lacks; the planner chooses by the same facts."""
+    features = (
+        ("bf16", card.supports_bf16, "fp16 stands in"),
+        ("flash attention", card.supports_flash_attention, "slower kernels stand in"),
+        ("int8", card.supports_int8, "nf4 stands in"),
+        ("4-bit", card.supports_bnb_4bit, "no qlora"),
+    )
+    has = [name for name, there, _ in features if there]
+    lacks = [f"no {name} ({instead})" for name, there, instead in features if not there]
+    return Finding("formats", "ok", f"{card.name}: {', '.join([*has, *lacks])}")
 
 
 def train_requirements() -> list[Requirement] | None:
@@ -107,7 +152,7 @@ def torch_build() -> TorchBuild | None:
         said = json.loads(run.stdout)
     except (subprocess.SubprocessError, json.JSONDecodeError):
         return None
-    return TorchBuild(said["version"], said["cuda"], said["available"], tuple(said["archs"]))
+    return TorchBuild(**{**said, "archs": tuple(said["archs"])})
 
 
 def torch_and_cards(build: TorchBuild | None, cards: Sequence[GpuProfile]) -> Finding:
@@ -128,7 +173,19 @@ def torch_and_cards(build: TorchBuild | None, cards: Sequence[GpuProfile]) -> Fi
     if unsupported:
         message = f"torch {build.version} has no kernels for the {unsupported[0].name}"
         return Finding("torch build", "problem", message, cure)
+    if build.multiply is not None:
+        message = f"torch {build.version} fails on the card: {build.multiply}"
+        return Finding("torch build", "problem", message, "sudo nvidia-smi --gpu-reset")
     return Finding("torch build", "ok", f"torch {build.version} for CUDA {build.cuda} has kernels for each card")
+
+
+def quantizer(build: TorchBuild) -> Finding:
+    """Whether bitsandbytes quantizes here, on the card if torch reaches one."""
+    place = "the card" if build.available else "the CPU"
+    if build.quantize is None:
+        return Finding("4-bit", "ok", f"bitsandbytes quantizes on {place}")
+    message = f"bitsandbytes fails on {place}: {build.quantize}"
+    return Finding("4-bit", "problem", message, "pip install --force-reinstall --no-deps bitsandbytes")
 
 
 def has_kernels(archs: Sequence[str], card: GpuProfile) -> bool:

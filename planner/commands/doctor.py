@@ -16,7 +16,8 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(json: Json = False) -> int:
     """Look for what keeps this machine from training.
 
-    Python, packages, driver, card, torch, disk and memory; with the cure of each problem.
+    Python, packages, driver, card and what it computes with, torch and bitsandbytes by a small trial, disk and memory;
+    with the command that cures each problem.
 
     Returns 1 if something blocks training here.
 
@@ -27,8 +28,10 @@ def doctor(json: Json = False) -> int:
     """
     # Only here: what it needs to judge versions would slow every other verb down.
     from planner.doctor import examine
+    from planner.report.console import notes_console
 
-    findings = examine(Path.cwd())
+    with notes_console().status("trying torch and bitsandbytes"):
+        findings = examine(Path.cwd())
     problems = [finding for finding in findings if finding.status == "problem"]
     if json:
         print_json({"ready": not problems, "findings": [asdict(finding) for finding in findings]})
