@@ -4,12 +4,14 @@ A step is traced on fake tensors of the CPU. While `as_on_gpu` is active, what d
 """
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from bitsandbytes.autograd import _functions as bitsandbytes_functions
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.utils import _foreach_utils
 from transformers import masking_utils, modeling_utils
@@ -22,6 +24,9 @@ from calibration.recorder import Kernel
 from planner.step import StepSpec
 
 aten = torch.ops.aten
+
+optimizer_module = importlib.import_module("torch.optim.optimizer")
+"""torch.optim hides its submodule behind the class of the same name."""
 
 FLOAT32_UNDER_AUTOCAST = (
     "layer_norm",
@@ -51,11 +56,16 @@ FLOAT32_UNDER_AUTOCAST = (
 
 @contextlib.contextmanager
 def as_on_gpu(step: StepSpec) -> Iterator[None]:
-    """Exchange what differs between a CPU and a GPU for the time of a trace."""
+    """Exchange what differs between a CPU and a GPU for the time of a trace of `step`."""
+    in_float16 = "float16" in (step.weight_dtype, step.autocast)
     with contextlib.ExitStack() as stack:
         for target, name, replacement in (
-            # Foreach optimizers and the clipping of gradients: for CPU tensors torch goes one by one.
-            (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["cpu", "cuda"]),
+            # Optimizers and the clipping of gradients work on all tensors at once; on CPU tensors, one by one.
+            (optimizer_module, "_get_foreach_kernels_supported_devices", lambda: ["cpu"]),
+            *(
+                (place, "_foreach_supported_types", [*place._foreach_supported_types, FakeTensor])
+                for place in (optimizer_module, _foreach_utils)
+            ),
             # bitsandbytes trains int8 layers on a CPU with a function of its own.
             (bitsandbytes_functions, "MatMul8bitFp", bitsandbytes_functions.MatMul8bitLt),
             # On a GPU, Triton kernels fold tiles of logits and a product adds to float32 sums without a copy.
@@ -67,10 +77,12 @@ def as_on_gpu(step: StepSpec) -> Iterator[None]:
             (sdpa_attention, "use_gqa_in_sdpa", _passes_groups(step)),
             (functional, "scaled_dot_product_attention", FusedAttention(step.attention)),
             (functional, "dropout", _dropout),
+            # From float16, but not from bfloat16, a softmax in float32 needs no copy (aten `SoftMax.cpp`).
             *(
                 (place, name, _softmax(getattr(place, name), getattr(aten, f"_{name}")))
                 for place in (functional, torch, torch.Tensor)
                 for name in ("softmax", "log_softmax")
+                if in_float16
             ),
         ):
             stack.enter_context(patch.object(target, name, replacement))
@@ -83,17 +95,27 @@ def as_if_real() -> contextlib.AbstractContextManager[object]:
     return patch.object(masking_utils, "is_tracing", lambda *_: False)
 
 
-def kernels() -> dict[object, Kernel]:
-    """For operators whose CUDA kernel takes more memory than its result: functions that make both."""
-    return {
-        aten._softmax_backward_data.default: _softmax_backward,
-        aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
-        aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
-    } | BITSANDBYTES_KERNELS
+def kernels(step: StepSpec) -> dict[object, Kernel]:
+    """For operators whose CUDA kernel takes more memory than its result: functions that make both.
+
+    The form of a grouped product is known to torch in bfloat16 only, whatever the device.
+    """
+    everywhere: dict[object, Kernel] = {aten._grouped_mm.default: _grouped_mm}
+    if step.device == "cpu":
+        return everywhere
+    return (
+        everywhere
+        | {
+            aten._softmax_backward_data.default: _softmax_backward,
+            aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
+            aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
+        }
+        | BITSANDBYTES_KERNELS
+    )
 
 
 def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
-    """A softmax to float32 reads 16-bit input as it is on CUDA; a CPU copies it first (aten `SoftMax.cpp`)."""
+    """`function` with 16-bit input that goes to float32 in the kernel `fused`, as it is."""
 
     def softmax(x: torch.Tensor, dim: int = -1, *rest: Any, **options: Any) -> Any:  # noqa: ANN401
         if options.get("dtype") == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
@@ -156,6 +178,24 @@ def _passes_groups(step: StepSpec) -> Callable[..., bool]:
     """Whether Transformers leaves keys and values in groups; where the step repeats them, it never does."""
     decides = sdpa_attention.use_gqa_in_sdpa
     return (lambda *_: False) if step.expand_kv else decides
+
+
+def _grouped_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    ends: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Products of groups of rows; `ends` are their ends along the dimension that both have in common."""
+    if a.dim() == 2 and b.dim() == 2:
+        assert ends is not None
+        shape = (ends.shape[0], a.shape[0], b.shape[1])
+    elif a.dim() == 3 and b.dim() == 3:
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+    else:
+        shape = (a.shape[-2], b.shape[-1])
+    return torch.empty(shape, dtype=out_dtype or a.dtype)
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -39,16 +39,13 @@ from trainer.objectives import make_trainer
 from trainer.probe import longest_examples
 from trainer.run import quiet_libraries
 
-NOTHING = contextlib.nullcontext()
-
 
 def trace(architecture: PreTrainedConfig, step: StepSpec, *, whole: bool = False, workspace_bytes: int = 0) -> Stream:
     """Two training steps of a model of this configuration, and an evaluation where the step has one.
 
     Unless `whole`, layers that are like others are left out and written into the stream afterwards. `workspace_bytes`
-    is cuBLAS's workspace on the card.
+    is cuBLAS's workspace on the card, 0 on a CPU.
     """
-    step = in_bfloat16(step)
     if not whole:
         with contextlib.suppress(UnevenLayersError):
             return with_all_layers(*_traced(architecture, step, False, workspace_bytes)).stream
@@ -59,20 +56,21 @@ def _traced(
     architecture: PreTrainedConfig, step: StepSpec, whole: bool, workspace_bytes: int
 ) -> tuple[Trace, list[Stack]]:
     """What the trainer did, and the lists of layers that were cut short."""
+    on_gpu = as_on_gpu(step) if step.device == "cuda" else contextlib.nullcontext()
+    step = in_bfloat16(step)
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         config = run_config(step).model_copy(update={"output_dir": folder})
         trainer, stacks = _trainer(config, architecture, step, whole)
-        on_gpu = step.device == "cuda"
-        with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(), as_on_gpu(step) if on_gpu else NOTHING:
+        with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(), on_gpu:
             to_fake(trainer.model, step)
             layers = [f"{path}.{n}" for path, found in layer_lists(trainer.model).items() for n in range(len(found))]
             with ModulePath(trainer.model, layers) as path:
                 recorder = Recorder(
                     path,
-                    kernels() if on_gpu else {},
-                    in_place=on_gpu,
+                    kernels(step),
+                    in_place=step.device == "cuda",
                     all_true=not step.masked,
-                    workspace_bytes=workspace_bytes if on_gpu else 0,
+                    workspace_bytes=workspace_bytes,
                 )
                 _record(trainer, config, step, recorder, path)
     return Trace(recorder.stream, recorder.allocation_layers, recorder.event_layers), stacks
