@@ -103,3 +103,16 @@ def test_the_log_file_has_the_figures_of_the_display(evaluated, train):
     assert (last["predicted_bytes"], last["peak_bytes"]) == (50_000_000, record.measured.allocated_bytes)
     assert last["tokens_per_second"] > 0
     assert (last["seconds_left"], lines[0]["seconds_left"] > 0) == (0, True)
+
+
+def test_figures_go_to_a_tracker_by_its_name(evaluated, train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = train(evaluated(max_steps=2, report_to=("tensorboard",)))
+    (events,) = Path(record.config.output_dir).rglob("events.out.tfevents.*")
+    tracked = EventAccumulator(str(events)).Reload()
+    assert [(entry.step, pytest.approx(entry.value)) for entry in tracked.Scalars("train/loss")][-1] == (
+        2,
+        record.result.loss,
+    )
+    assert tracked.Scalars("eval/loss")[-1].value == pytest.approx(record.result.eval_loss)
