@@ -96,7 +96,7 @@ class Judge:
             pace=compared.tokens_per_second * real_share if compared else 0.0,
             speed=speed,
             tokens_per_second=speed.tokens_per_second * real_share if speed else None,
-            padding_share=1 - real_share,
+            padding_share=max(0.0, 1 - real_share),
         )
 
     def _lengths(self, config: RunConfig) -> tuple[float, float]:

@@ -140,14 +140,14 @@ def proposed_length(lengths: DataLengths, limit: int | None = None) -> ProposedL
     whole, most = _rounded(lengths.longest), _rounded(lengths.percentile(WHOLE_SHARE))
     if limit is not None and most > limit:
         cut = lengths.num_cut(limit)
-        return ProposedLength(limit, f"the model has no more positions; {cut:,} of {lengths.num_rows:,} rows are cut")
+        return ProposedLength(limit, f"the model has no more positions; cuts {cut:,} of {lengths.num_rows:,} rows")
     if whole <= LONG_TAIL * most and (limit is None or whole <= limit):
-        return ProposedLength(whole, f"no row is cut; the longest has {lengths.longest:,} tokens")
+        return ProposedLength(whole, f"cuts no row; the longest has {lengths.longest:,} tokens")
     cut = lengths.num_cut(most)
     return ProposedLength(
         most,
-        f"{cut:,} of {lengths.num_rows:,} rows are cut; to keep the longest whole, {lengths.longest:,} tokens, "
-        f"a row would need {lengths.longest / most:.1f} times as much memory",
+        f"cuts {cut:,} of {lengths.num_rows:,} rows; to keep the longest whole, {lengths.longest:,} tokens, "
+        f"memory would be kept for rows {lengths.longest / most:.1f} times as long",
     )
 
 

@@ -24,7 +24,6 @@ LIMIT_COLUMNS = (
     Column("rows dropped", rank=2, justify="right"),
     Column("tokens kept", rank=1, justify="right"),
 )
-ODD_COLUMNS = (Column("rows", justify="right"), Column("what"), Column("where"))
 
 
 def print_data(console: Console, report: DataReport, asked: int | None, num_positions: int | None) -> None:
@@ -73,15 +72,16 @@ def _print_odd(console: Console, report: DataReport) -> None:
     if not report.odd:
         return
     console.print("\nCan be trained on, but is rarely meant:")
-    rows = [[f"{len(found):,}", kind, _places(found)] for kind, found in report.odd.items()]
-    print_table(console, ODD_COLUMNS, rows)
+    width = max(len(f"{len(found):,}") for found in report.odd.values())
+    for kind, found in report.odd.items():
+        print_hanging(console, Text(f"  {len(found):>{width},}  {kind}: "), Text(_places(found), style="dim"))
 
 
 def _places(found: Sequence[Finding]) -> str:
     first = found[0]
     others = ", ".join(finding.place for finding in found[1:SHOWN_PLACES])
     more = " ..." if len(found) > SHOWN_PLACES else ""
-    return f"{first.place} ({first.what})" + (f", {others}{more}" if others else "")
+    return f"{first.place}, {first.what}" + (f"; also {others}{more}" if others else "")
 
 
 def _print_lengths(console: Console, report: DataReport, asked: int | None, num_positions: int | None) -> None:

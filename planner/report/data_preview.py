@@ -36,7 +36,9 @@ def print_preview(console: Console, rows: Sequence[PreviewRow]) -> None:
             console.print(_heading(row, number, pieces), style="dim", soft_wrap=True)
             shown = pieces[:SHOWN_TOKENS]
             mark = "\\n" if is_ascii(console) else "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
-            console.print(_coloured(shown, mark) if coloured else _marked(shown, mark), soft_wrap=True)
+            text = _coloured(shown, mark) if coloured else Text(_marked(shown, mark))
+            text.rstrip()
+            console.print(text, soft_wrap=True)
             if len(pieces) > len(shown):
                 console.print(f"... {len(pieces) - len(shown):,} more tokens with --json", style="dim")
 

@@ -66,13 +66,13 @@ def test_as_many_rows_are_packed_as_trl_packs():
 
 def test_the_proposed_length_cuts_nothing():
     proposal = proposed_length(DataLengths.of((100, 700)), limit=2048)
-    assert (proposal.max_length, proposal.why) == (704, "no row is cut; the longest has 700 tokens")
+    assert (proposal.max_length, proposal.why) == (704, "cuts no row; the longest has 700 tokens")
 
 
 def test_a_few_far_longer_rows_are_not_waited_for():
     proposal = proposed_length(DataLengths.counted({100: 1995, 9000: 5}))
     assert proposal.max_length == 128
-    assert proposal.why.startswith("5 of 2,000 rows are cut; to keep the longest whole, 9,000 tokens, ")
+    assert proposal.why.startswith("cuts 5 of 2,000 rows; to keep the longest whole, 9,000 tokens, ")
 
 
 def test_no_more_than_the_positions_of_the_model_are_proposed():
