@@ -90,9 +90,15 @@ def as_on_gpu(step: StepSpec) -> Iterator[None]:
         yield
 
 
-def as_if_real() -> contextlib.AbstractContextManager[object]:
-    """Let Transformers decide on masks by their values, as in a run, and not by their being fake."""
-    return patch.object(masking_utils, "is_tracing", lambda *_: False)
+@contextlib.contextmanager
+def as_if_real(step: StepSpec) -> Iterator[None]:
+    """Let Transformers make or skip the masks of attention as in a run of `step`, and not by their being fake."""
+    skips = lambda *_, **__: not step.masked  # noqa: E731
+    with (
+        patch.object(masking_utils, "is_tracing", lambda *_: False),
+        patch.object(masking_utils, "_ignore_causal_mask_sdpa", skips),
+    ):
+        yield
 
 
 def kernels(step: StepSpec) -> dict[object, Kernel]:

@@ -49,7 +49,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.stream = Stream()
         self._begun_at: list[int] = []
         self._phase: Phase = "load"
-        self._was_backward = False
         self.allocation_layers: list[str | None] = []
         self.event_layers: list[str | None] = []
         self._path = path
@@ -91,9 +90,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return result
 
     def begin(self, phase: Phase) -> None:
-        """Note that what follows belongs to `phase`. Backward passes and the optimizer's steps tell themselves."""
+        """Note that what follows belongs to `phase`; a backward pass tells itself."""
         self._phase = phase
-        self._was_backward = False
 
     def label(self, tensor: torch.Tensor, name: str, module: str, kind: Kind) -> None:
         """Say what a tensor that is alive turned out to be; one that is not known yet is recorded now."""
@@ -139,11 +137,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._begin(allocation, None)
 
     def _phase_now(self) -> Phase:
-        """What follows a backward pass is the optimizer's, until something else is begun."""
         if torch._C._current_graph_task_id() != -1:
-            self._was_backward = True
-            return "backward"
-        return "step" if self._was_backward else self._phase
+            self._phase = "backward"
+        return self._phase
 
     def _see(self, result: object, name: str, args: tuple[Any, ...]) -> None:
         """Record each storage in `result` that is new."""

@@ -6,7 +6,7 @@ operators are those of a GPU (`calibration.gpu_operators`).
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +61,7 @@ def _traced(
     with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
         config = run_config(step).model_copy(update={"output_dir": folder})
         trainer, stacks = _trainer(config, architecture, step, whole)
-        with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(), on_gpu:
+        with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:
             to_fake(trainer.model, step)
             layers = [f"{path}.{n}" for path, found in layer_lists(trainer.model).items() for n in range(len(found))]
             with ModulePath(trainer.model, layers) as path:
@@ -94,6 +94,7 @@ def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recor
     take_loss_path(trainer, step)
     label_loaded(trainer.model, recorder)
     trainer.add_callback(Phases(trainer, recorder, path))
+    trainer.training_step = _followed_by_phase(trainer, recorder)
     trainer.get_train_dataloader = lambda: FakeBatches(trainer, config, step, recorder)
     with recorder:
         trainer.train()
@@ -101,6 +102,18 @@ def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recor
             recorder.begin("evaluation")
             inputs = FakeBatches(trainer, config, replace(step, micro_batch=step.eval_batch), recorder).batch()
             trainer.prediction_step(trainer.model, inputs, prediction_loss_only=True)
+
+
+def _followed_by_phase(trainer: Trainer, recorder: Recorder) -> Callable[..., torch.Tensor]:
+    """The trainer's passes forward and backward, after which the next phase begins."""
+    passes: Callable[..., torch.Tensor] = trainer.training_step
+
+    def training_step(*args: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401 - the trainer's own
+        loss = passes(*args, **options)
+        recorder.begin("step" if trainer.accelerator.sync_gradients else "forward")
+        return loss
+
+    return training_step
 
 
 def label_loaded(model: torch.nn.Module, recorder: Recorder) -> None:
