@@ -8,11 +8,14 @@ from planner.run_config import Dtype
 from planner.step import Adapter
 from profiles.peft_method import find_method
 
-WITHOUT_COST = {"lora_alpha", "use_rslora"}
-"""Options of LoRA that scale what it adds."""
-
-SHAPE = {"r", "target_modules", "lora_dropout", "use_dora"}
+DESCRIBED = {"r", "target_modules", "lora_dropout", "use_dora"}
 """Options of LoRA that an `Adapter` has a field for."""
+
+WITHOUT_COST = {"lora_alpha", "use_rslora"}
+"""Options of LoRA that only scale what it adds."""
+
+BEGINNINGS = {True, False, "gaussian", "olora", "orthogonal", "pissa"}
+"""Values of `init_lora_weights` that only choose the first numbers; with mica one of the matrices does not learn."""
 
 
 def adapter_in_options(
@@ -22,12 +25,11 @@ def adapter_in_options(
 
     It is plain LoRA where nothing else was asked for; `linear_names` are all that `all-linear` stands for.
     """
-    targets = options.get("target_modules")
-    if peft_type == "LORA" and isinstance(targets, list | tuple | str) and _is_plain(options):
-        names = linear_names if targets == "all-linear" else targets
+    if peft_type == "LORA" and _is_plain(options):
+        targets = options["target_modules"]
         return Adapter(
-            r=options.get("r", find_method("LORA").options["r"].default),
-            targets=tuple(sorted(set(names))),
+            r=options["r"] if "r" in options else find_method("LORA").options["r"].default,
+            targets=tuple(sorted(linear_names if targets == "all-linear" else set(targets))),
             dropout=options.get("lora_dropout", 0.0),
             dtype=dtype,
             use_dora=options.get("use_dora", False),
@@ -37,10 +39,12 @@ def adapter_in_options(
 
 
 def _is_plain(options: Mapping[str, Any]) -> bool:
-    """Whether all options that cost something, beyond rank, targets and dropout, are PEFT's defaults."""
-    targets = options["target_modules"]
-    if isinstance(targets, str) and targets != "all-linear":
-        # A regular expression.
+    """Whether targets are named, and all other options that cost something are PEFT's defaults."""
+    targets = options.get("target_modules")
+    if targets is None or (isinstance(targets, str) and targets != "all-linear"):
+        # PEFT's own choice of modules, and a regular expression.
         return False
-    known = find_method("LORA").options
-    return all(value == known[name].default for name, value in options.items() if name not in SHAPE | WITHOUT_COST)
+    if options.get("init_lora_weights", True) not in BEGINNINGS:
+        return False
+    others = options.keys() - DESCRIBED - WITHOUT_COST - {"init_lora_weights"}
+    return all(options[name] == find_method("LORA").options[name].default for name in others)

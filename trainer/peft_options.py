@@ -58,7 +58,8 @@ def _option(field: "dataclasses.Field[Any]", hint: object) -> dict[str, Any]:
         kinds.append("null")
     value = default.value if isinstance(default, enum.Enum) else default
     known = isinstance(value, bool | int | float | str | list | dict)
-    return {"type": " | ".join(dict.fromkeys(kinds))} | ({"default": value} if known else {})
+    # Typing may hand out an equal union of another order.
+    return {"type": " | ".join(sorted(set(kinds)))} | ({"default": value} if known else {})
 
 
 def _kinds(hint: object) -> list[str]:

@@ -136,7 +136,7 @@ def _prediction(config: RunConfig, target: Target) -> Prediction | None:
     try:
         return predict(config, target)
     except UnsupportedError as error:
-        if config.peft is None and not (config.lora and config.lora.use_dora):
+        if config.peft is None and not (config.lora and config.lora.is_variant):
             raise
         sys.stderr.write(f"note: nothing is predicted: {error.message}\n")
         return None

@@ -93,7 +93,7 @@ def _refuse_undescribed(adapter: Adapter | None) -> None:
     """Raise UnsupportedError for an adapter that costs something else than LoRA."""
     if adapter is None or (adapter.options is None and not adapter.use_dora):
         return
-    name = "DoRA" if adapter.use_dora else adapter.peft_type
+    name = adapter.peft_type if adapter.peft_type != "LORA" else "DoRA" if adapter.use_dora else "these options of it"
     raise UnsupportedError(
         f"the closed form describes the memory of LoRA, but not of {name}",
         hint="`fitune estimate --exact` traces the step itself",

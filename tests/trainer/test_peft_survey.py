@@ -5,7 +5,8 @@ import pytest
 
 from profiles.peft_method import Outcome, PeftOption, peft_facts
 
-pytestmark = pytest.mark.slow
+# What PEFT warns of is an outcome of a trial, or none.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 FACTS = peft_facts()
 
@@ -72,3 +73,9 @@ def test_what_is_written_is_what_is_read():
         },
     }
     assert tomllib.loads(as_toml(facts)) == facts
+
+
+def test_the_page_shows_the_facts():
+    from trainer.peft_table import TABLE, methods_table
+
+    assert TABLE.read_text("utf-8") == methods_table(FACTS)

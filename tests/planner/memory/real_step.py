@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer.utils import add_fused_lm_head
@@ -12,6 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from planner.step import StepSpec
 from profiles.model import ModelProfile
 from tests.profiles.transformers_models import built_model
+from trainer.adapter import step_adapter_config
 from trainer.live_bytes import LiveBytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,13 +63,7 @@ def _network(model: ModelProfile, step: StepSpec, folder: Path) -> nn.Module:
     if step.loss == "fused":
         add_fused_lm_head(net, outputs=("log_probs", "entropy", "is_top1"))
     if step.adapter:
-        adapter = step.adapter
-        net = get_peft_model(
-            net,
-            LoraConfig(
-                r=adapter.r, target_modules=list(adapter.targets), lora_dropout=adapter.dropout, task_type="CAUSAL_LM"
-            ),
-        )
+        net = get_peft_model(net, step_adapter_config(step.adapter, net))
         net.enable_input_require_grads()
     net.train()
     if step.checkpointing:
