@@ -149,3 +149,14 @@ def test_a_file_that_is_no_record_is_bad_input(tmp_path, capsys):
 def test_a_folder_without_runs_is_no_error(tmp_path, capsys):
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr() == ("", f"no run is recorded under {tmp_path}\n")
+
+
+def test_an_adapter_whose_memory_is_not_described_is_launched_without_a_prediction(tmp_path, monkeypatch, capsys):
+    path, calls = tmp_path / "run.yaml", []
+    path.write_text("model: llama2-7b\nmethod: peft\npeft: {type: loha}\n", encoding="utf-8")
+    monkeypatch.setattr(launch_command, "run_process", lambda argv, stdout: calls.append(argv) or 0)
+    assert main(["launch", str(path), "--dry-run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "note: nothing is predicted: the closed form describes the memory of LoRA, but not of LOHA" in err
+    assert json.loads(out)["config"]["peft"] == {"type": "LOHA"}
+    assert "--prediction" not in calls[0]
