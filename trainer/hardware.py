@@ -1,5 +1,6 @@
 """What the card cannot do, refused before the run or worked around in its process."""
 
+import platform
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,11 @@ def check_config(config: RunConfig, capability: ComputeCapability | None) -> Non
                 "a CPU cannot train in float16", hint="use dtype bfloat16 with mixed_precision bf16, or float32 with no"
             )
         return
+    if config.optim.startswith("paged_") and "microsoft" in platform.release().lower():
+        raise ConfigError(
+            f"optim is {config.optim}, but under WSL the driver does not page memory (bitsandbytes#726)",
+            hint=f"use optim {config.optim.removeprefix('paged_')}",
+        )
     card = f"compute capability {capability[0]}.{capability[1]}"
     # torch.cuda.is_bf16_supported() is no help: it is true where bfloat16 is only emulated.
     if "bf16" in (config.mixed_precision, _short(config.dtype)) and not capabilities().bf16.met_by(capability, None):

@@ -150,3 +150,45 @@ def test_a_fully_trained_model_keeps_its_dtype(tiny_config):
     model = wrap_with_adapter(load_model(run, load_architecture(run), torch.device("cpu")), run)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert all(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("precision", "computed"),
+    [(FP16, "float16"), ({"dtype": "bfloat16", "mixed_precision": "bf16"}, "bfloat16"), (FP32, "float32")],
+)
+def test_4_bit_weights_are_computed_in_the_dtype_of_the_run(precision, computed):
+    import torch
+
+    from trainer.build import quantization_config
+
+    made = quantization_config(config(method="qlora", quantization="nf4", **precision))
+    assert made.bnb_4bit_compute_dtype == getattr(torch, computed)
+    assert (made.bnb_4bit_quant_type, made.bnb_4bit_use_double_quant) == ("nf4", True)
+
+
+def test_each_process_takes_the_card_of_its_number(monkeypatch):
+    import torch
+
+    from trainer import run
+
+    taken = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: A100)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
+    assert run.find_device(config(gpu="A100-SXM4-80GB", num_gpus=2)) == torch.device("cuda", 1)
+    assert taken == [torch.device("cuda", 1)]
+
+
+def test_paged_states_are_refused_under_windows(monkeypatch):
+    from trainer.hardware import check_config
+
+    paged = config(optim="paged_adamw_8bit")
+    check_config(paged, A100)
+    monkeypatch.setattr("trainer.hardware.platform.release", lambda: "5.15.153.1-microsoft-standard-WSL2")
+    with pytest.raises(ConfigError, match="optim is paged_adamw_8bit, but under WSL") as refusal:
+        check_config(paged, A100)
+    assert refusal.value.hint == "use optim adamw_8bit"
+    check_config(config(), A100)

@@ -1,6 +1,6 @@
 import pytest
 
-from planner.run_config import RunConfig
+from planner.run_config import DataKnobs, RunConfig
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,13 @@ def arguments(tiny_config):
     return make
 
 
-# Names that the two do not share.
+# Names that the two do not share, or that fitune does by itself.
 NOT_TRL = {
+    "early_stopping_patience",
+    "num_gpus",
+    "peft",
+    "samples",
+    "save_total_limit",
     "version",
     "model",
     "trust_remote_code",
@@ -42,6 +47,7 @@ NOT_TRL = {
     "loss",
     "objective",
     "preference",
+    "load_best_model_at_end",
     "max_target_length",
 }
 
@@ -66,8 +72,9 @@ def test_each_knob_that_trl_has_too_reaches_it(arguments, knob):
         "output_dir": "elsewhere",
         "logging_steps": 7,
         "save_steps": 7,
-        "save_total_limit": 7,
         "eval_steps": 7,
+        "padding_free": True,
+        "report_to": ["trackio"],
     }
     assert getattr(arguments(evaluation=True, **{knob: values[knob]}), knob) == values[knob]
 
@@ -85,7 +92,21 @@ def test_nothing_leaves_the_machine_and_no_batch_size_is_guessed(arguments):
     made = arguments()
     assert made.report_to == []
     assert not made.push_to_hub
+    assert not made.torch_compile
+    assert not made.use_liger_kernel
     assert not made.auto_find_batch_size
+
+
+def test_transformers_deletes_no_checkpoint(arguments):
+    # It would delete an old one before the new one is sealed.
+    assert arguments(save_total_limit=2).save_total_limit is None
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_evaluation_loss(arguments, tiny):
+    data = DataKnobs(path=str(tiny / "data.jsonl"), eval_fraction=0.1)
+    made = arguments(evaluation=True, data=data, eval_steps=5, save_steps=10, load_best_model_at_end=True)
+    assert made.load_best_model_at_end
+    assert (made.metric_for_best_model, made.greater_is_better) == ("eval_loss", False)
 
 
 @pytest.mark.parametrize(
