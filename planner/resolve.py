@@ -28,7 +28,13 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
     """
     traits = find_trainer(trainer)
     _check_objective(config, model, trainer)
-    arch = architecture(model)
+    return step_of_network(config, architecture(model), model.is_encoder_decoder, gpu, traits)
+
+
+def step_of_network(
+    config: RunConfig, arch: Architecture, is_encoder_decoder: bool, gpu: GpuProfile | None, traits: TrainerProfile
+) -> StepSpec:
+    """The step of `config` on a network of which only the attention of its layers and its Linear names matter here."""
     masked = _needs_mask(config, arch)
     autocast = AUTOCAST[config.mixed_precision]
     kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
@@ -54,7 +60,7 @@ def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None,
         eval_batch=_eval_rows(config) if config.data and config.data.eval_fraction else None,
         objective=config.objective,
         reference=_reference(config),
-        target_len=(config.max_target_length or config.max_length) if model.is_encoder_decoder else None,
+        target_len=(config.max_target_length or config.max_length) if is_encoder_decoder else None,
         device="cuda" if gpu else "cpu",
     )
 
@@ -117,14 +123,16 @@ def attention_kernel(
     """The kernel that `attn_implementation` ends in, and whether keys and values are repeated before it.
 
     Source: torch `sdp_utils.cpp` (flash: 16 bit, no mask, compute capability >= 8.0; memory-efficient: not for bfloat16
-    below 8.0), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a mask).
+    below 8.0; on a CPU no dropout), transformers 5.23 `use_gqa_in_sdpa` (grouped heads are passed on only without a
+    mask).
     """
     if config.attn_implementation == "eager":
         return "eager", False
     if config.attn_implementation == "flash_attention_2":
         return "flash", False
     if gpu is None:
-        return "flash", masked
+        # The fused kernel of a CPU has no dropout.
+        return ("math", False) if any(block.dropout for block in arch.blocks) else ("flash", masked)
     dtype = AUTOCAST[config.mixed_precision] or config.dtype
     attentions = [block.attention for block in arch.blocks]
     if any(attention.head_dim > LARGEST_FUSED_HEAD or attention.broadcasts_kv for attention in attentions):
@@ -156,13 +164,8 @@ def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> A
         return adapter_in_options(config.peft.type, config.peft.options, dtype, _linear_names(arch))
     if config.lora is None:
         return None
-    return Adapter(
-        r=config.lora.r,
-        targets=target_modules(config.lora, arch),
-        dropout=config.lora.lora_dropout,
-        dtype=dtype,
-        use_dora=config.lora.use_dora,
-    )
+    options = config.lora.model_dump() | {"target_modules": target_modules(config.lora, arch)}
+    return adapter_in_options("LORA", options, dtype, _linear_names(arch))
 
 
 def target_modules(lora: LoraKnobs, arch: Architecture) -> tuple[str, ...]:

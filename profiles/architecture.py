@@ -29,13 +29,15 @@ def _digest(part: "Block | Architecture") -> int:
 class Linear:
     """A weight matrix of shape (out_features, in_features), and its bias.
 
-    `name` is the last part of the module's path, the word that PEFT's `target_modules` matches.
+    `name` is the last part of the module's path, the word that PEFT's `target_modules` matches. A matrix that is not
+    `quantizable` is left alone by bitsandbytes, because Transformers wants it in more bits.
     """
 
     name: str
     in_features: int
     out_features: int
     bias: bool = False
+    quantizable: bool = True
 
     @property
     def num_weights(self) -> int:
@@ -170,7 +172,8 @@ class Block:
     The four norms stand before and after attention and MLP; None where the model has none there. Those after normalize
     the output of attention or MLP, or with `norms_after_residual` the sum of that output and the residual stream. In a
     `parallel` block attention and MLP read the same residual stream and their outputs are added together; without a
-    norm of its own the MLP reads what attention reads.
+    norm of its own the MLP reads what attention reads. With `dropout` the outputs of attention and MLP, the attention
+    weights and what is inside the MLP are dropped out in training.
     """
 
     name: str
@@ -185,6 +188,7 @@ class Block:
     norms_after_residual: bool = False
     cross_attention: Attention | None = None
     norm_before_cross_attention: Norm | None = None
+    dropout: bool = False
     digest: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -124,7 +124,8 @@ class ArchitectureTraits(_Traits):
 
     `layer_pattern` repeats over the layers of a model that has a sliding window. `remote` says that the class is not
     part of Transformers but of the repository on the Hub. `isolates_documents` says whether documents that are joined
-    to one row do not see each other, if their positions begin anew and there is no attention mask.
+    to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` says
+    whether the layers of published models have dropout.
     """
 
     source: str
@@ -133,6 +134,7 @@ class ArchitectureTraits(_Traits):
     float32_modules: tuple[str, ...] = ()
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
     isolates_documents: bool = True
+    dropout: bool = False
     parallel: bool = False
     norms_after_residual: bool = False
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)

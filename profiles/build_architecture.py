@@ -99,6 +99,7 @@ def _block(
         norms_after_residual=traits.norms_after_residual,
         cross_attention=_cross_attention(model, traits) if cross else None,
         norm_before_cross_attention=_norm(traits, names.before_cross_attention, width) if cross else None,
+        dropout=traits.dropout,
     )
 
 
@@ -208,7 +209,9 @@ def _mlp(model: ModelProfile, traits: ArchitectureTraits, name: str, width: int)
     return Mlp(
         name=name,
         inputs=tuple(Linear(inp, model.hidden_size, width * (1 + doubled), names.bias) for inp in names.inputs),
-        output=Linear(names.output, width, model.hidden_size, names.bias),
+        output=Linear(
+            names.output, width, model.hidden_size, names.bias, quantizable=names.output not in traits.float32_modules
+        ),
         gated=names.gated,
         activation=model.hidden_act or names.activation,
     )

@@ -10,16 +10,43 @@ from planner.run_config import DTYPE_BYTES
 from profiles.architecture import Attention
 
 
-def attend(ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(
+    ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor, dropout: bool = False
+) -> Tensor:
     """The heads' output of shape (batch, seq_len, num_heads * value_head_dim)."""
     step = ops.step
+    num_scores = _num_scores(ops, attention, key)
+    bias = _position_bias(ops, attention, num_scores, query.itemsize)
     if ops.autocast_size:
         query, key, value = (ops.cast(tensor, ops.autocast_size) for tensor in (query, key, value))
     if step.attention in ("eager", "math") or step.expand_kv:
         key, value = (_repeated(ops, attention, tensor) for tensor in (key, value))
     if step.attention in ("eager", "math"):
-        return _materialized(ops, attention, query, key, value)
-    return _fused(ops, attention, query, key, value)
+        return _materialized(ops, attention, query, key, value, num_scores, bias, dropout)
+    return _fused(ops, attention, query, key, value, bias)
+
+
+def _num_scores(ops: Operators, attention: Attention, key: Tensor) -> int:
+    """Scores of all heads, (batch, num_heads, queries, keys), where `key` is not yet repeated."""
+    keys = key.elements // (attention.num_kv_heads * attention.head_dim * ops.step.micro_batch)
+    return ops.tokens * attention.num_heads * keys
+
+
+def _position_bias(ops: Operators, attention: Attention, num_scores: int, itemsize: int) -> Tensor | None:
+    """T5's biases by distance, each layer's own copy with its mask; all layers share what it is made of.
+
+    Cross-attention has zeros for biases, which need no copy without a mask. Source: Transformers 5.23 `T5Attention`,
+    `create_position_bias_mask`.
+    """
+    if not ops.has_position_biases or (attention.cross and not ops.step.masked):
+        return None
+    rows = ops.step.micro_batch if ops.step.masked else 1
+    elements = num_scores // ops.step.micro_batch
+    learns = ops.trainable or (attention.cross and ops.step.checkpointing)
+    shared = Tensor("shared position bias", elements, itemsize, learns)
+    ops.tape.outside += (shared,)
+    bias = Tensor("position bias", elements * rows, itemsize, learns)
+    return ops.tape.add(Op(bias.name, (shared,), (bias,)))
 
 
 def _repeated(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
@@ -35,7 +62,9 @@ def _output(ops: Operators, attention: Attention, itemsize: int) -> Tensor:
     return Tensor("attention output", ops.tokens * attention.num_heads * attention.value_head_dim, itemsize)
 
 
-def _fused(ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _fused(
+    ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> Tensor:
     """Flash and memory-efficient attention: inputs, output and one number a row and head are kept.
 
     Their backward accumulates the query's gradient in float32. A mask is kept once a layer, in the query's dtype.
@@ -44,13 +73,25 @@ def _fused(ops: Operators, attention: Attention, query: Tensor, key: Tensor, val
     out = _output(ops, attention, query.itemsize)
     sums = Tensor("attention log-sum-exp", ops.tokens * attention.num_heads, ROW_STATISTICS)
     saved: tuple[Tensor, ...] = (query, key, value, out, sums)
-    if step.masked:
+    inputs: tuple[Tensor, ...] = (query, key, value)
+    if bias:
+        inputs, saved = (*inputs, bias), (*saved, bias)
+    elif step.masked:
         saved += (Tensor("attention mask", step.num_tokens * step.seq_len, query.itemsize, False),)
     accumulator = rounded(query.elements * FLOAT32) if step.device == "cuda" and query.itemsize < FLOAT32 else 0
-    return ops.tape.add(Op("attention", (query, key, value), (out,), saved, backward_scratch=accumulator))
+    return ops.tape.add(Op("attention", inputs, (out,), saved, backward_scratch=accumulator))
 
 
-def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _materialized(
+    ops: Operators,
+    attention: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_scores: int,
+    bias: Tensor | None,
+    dropout: bool,
+) -> Tensor:
     """Scores of shape (batch, num_heads, seq_len, seq_len).
 
     Eager attention keeps the softmax in float32 and its copy in the input's dtype. Torch's math kernel works in float32
@@ -61,7 +102,6 @@ def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tens
     query, key, value = (
         _contiguous(ops, tensor, FLOAT32 if math else tensor.itemsize) for tensor in (query, key, value)
     )
-    num_scores = ops.tokens * ops.step.seq_len * attention.num_heads
     score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
 
     def scores(name: str, itemsize: int = score_size) -> Tensor:
@@ -70,12 +110,14 @@ def _materialized(ops: Operators, attention: Attention, query: Tensor, key: Tens
     raw = ops.tape.add(Op("scores", (query, key), (scores("scores"),), (query, key)))
     scaled = raw if math else ops.tape.add(Op("scaled scores", (raw,), (scores("scaled scores"),)))
     scaled = ops.softcap(scaled) if attention.softcap else scaled
-    masked = ops.tape.add(Op("masked scores", (scaled,), (scores("masked scores"),), passes_grad=True))
+    added = (scaled, bias) if bias else (scaled,)
+    masked = ops.tape.add(Op("masked scores", added, (scores("masked scores"),), passes_grad=True))
     ops.tape.hold(scaled)
     softmax = scores("softmax", size if not math and attention.eager_scores == "input" else FLOAT32)
     wide = masked if ops.step.device == "cuda" else ops.cast(masked, softmax.itemsize)
     ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=_widened(softmax, wide)))
     weights = ops.cast(softmax, query.itemsize)
+    weights = ops.dropout(weights) if dropout else weights
     out = _output(ops, attention, query.itemsize)
     ops.tape.add(Op("attention", (weights, value), (out,), (weights, value)))
     ops.tape.hold(weights)

@@ -1,6 +1,6 @@
 """A transformer layer on a tape, built from its parts in the order of Transformers' forward methods."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.attention import attend
@@ -38,7 +38,10 @@ class LayerMemory:
 @lru_cache(maxsize=4096)
 def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
     """The memory of one layer of `block`, its tape replayed forward and backward."""
-    tape = layer_tape(block, step, hidden_size)
+    return _replayed(layer_tape(block, step, hidden_size))
+
+
+def _replayed(tape: Tape) -> LayerMemory:
     unhooked, inference = tape.unhooked(), tape.forward_peak()
     return LayerMemory(
         input_bytes=tape.source.bytes,
@@ -59,30 +62,58 @@ def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
 def layer_tape(block: Block, step: StepSpec, hidden_size: int) -> Tape:
     """The operators of one layer of `block`."""
     itemsize = DTYPE_BYTES[step.base_dtype]
+    encoded = Tensor("encoder output", step.num_tokens * hidden_size, itemsize) if block.cross_attention else None
+    step = decoder_step(step) if encoded else step
     source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize)
+    tape = Tape(source, adds_in_place=step.device == "cuda", outside=(encoded,) if encoded else ())
+    biased = block.attention.score_bias == "relative"
+    ops = Operators(step, tape, trainable=step.adapter is None, has_position_biases=biased)
+    if block.parallel:
+        _parallel(ops, block, source)
+    else:
+        _sequential(ops, block, source, encoded)
+    return tape
+
+
+def decoder_step(step: StepSpec) -> StepSpec:
+    """The step as a decoder with an encoder before it sees it: its rows are the answers."""
+    return replace(step, seq_len=step.target_len or step.seq_len)
+
+
+def final_norm_memory(norm: Norm, step: StepSpec, hidden_size: int, dropout: bool) -> LayerMemory:
+    """The end of an encoder, whose output stays for all layers of the decoder."""
+    source = Tensor("last hidden_states of the encoder", step.num_tokens * hidden_size, DTYPE_BYTES[step.base_dtype])
     ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)
-    (_parallel if block.parallel else _sequential)(ops, block, source)
-    return ops.tape
+    out = ops.norm(norm, source)
+    if dropout:
+        ops.dropout(out)
+    memory = _replayed(ops.tape)
+    return replace(memory, saved_bytes=memory.saved_bytes + memory.output_bytes)
 
 
-def _sequential(ops: Operators, block: Block, x: Tensor) -> None:
+def _sequential(ops: Operators, block: Block, x: Tensor, encoded: Tensor | None) -> None:
     branch = _normed(ops, block.norm_before_attention, x)
-    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch))
-    x = ops.add("residual after attention", x, branch)
-    if block.cross_attention:
-        branch = _attention(ops, block.cross_attention, _normed(ops, block.norm_before_cross_attention, x))
-        x = ops.add("residual after cross-attention", x, branch)
+    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch, block.dropout))
+    x = ops.add("residual after attention", x, _dropped(ops, block, branch))
+    if block.cross_attention and encoded:
+        branch = _normed(ops, block.norm_before_cross_attention, x)
+        branch = _attention(ops, block.cross_attention, branch, block.dropout, encoded)
+        x = ops.add("residual after cross-attention", x, _dropped(ops, block, branch))
     branch = _normed(ops, block.norm_before_mlp, x)
-    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch))
-    ops.add("residual after mlp", x, branch)
+    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch, block.dropout))
+    ops.add("residual after mlp", x, _dropped(ops, block, branch))
+
+
+def _dropped(ops: Operators, block: Block, x: Tensor) -> Tensor:
+    return ops.dropout(x) if block.dropout else x
 
 
 def _parallel(ops: Operators, block: Block, x: Tensor) -> None:
     """Attention and MLP read the same stream; a missing second norm means that they share the first."""
     normed = _normed(ops, block.norm_before_attention, x)
-    attended = _attention(ops, block.attention, normed)
+    attended = _attention(ops, block.attention, normed, block.dropout)
     second = _normed(ops, block.norm_before_mlp, x) if block.norm_before_mlp else normed
-    fed = _feed_forward(ops, block.mlp, second)
+    fed = _feed_forward(ops, block.mlp, second, block.dropout)
     ops.add("residual", ops.add("attention + mlp", attended, fed), x)
 
 
@@ -90,16 +121,21 @@ def _normed(ops: Operators, norm: Norm | None, x: Tensor) -> Tensor:
     return ops.norm(norm, x) if norm else x
 
 
-def _attention(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
-    query, key, value = (_latent_heads if attention.kv_lora_rank else _heads)(ops, attention, x)
-    out = ops.linear(attention.output, attend(ops, attention, query, key, value))
+def _attention(ops: Operators, attention: Attention, x: Tensor, dropout: bool, encoded: Tensor | None = None) -> Tensor:
+    """Attention of `x` to itself, or to the encoder's output."""
+    if attention.kv_lora_rank:
+        query, key, value = _latent_heads(ops, attention, x)
+    else:
+        query, key, value = _heads(ops, attention, x, encoded)
+    out = ops.linear(attention.output, attend(ops, attention, query, key, value, dropout))
     ops.tape.hold(query, key, value)
     return out
 
 
-def _heads(ops: Operators, attention: Attention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(ops: Operators, attention: Attention, x: Tensor, encoded: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value after their norms and rotary positions."""
-    projections = [ops.linear(linear, x) for linear in attention.inputs]
+    sources = [x, *[encoded or x] * (len(attention.inputs) - 1)]
+    projections = [ops.linear(linear, source) for linear, source in zip(attention.inputs, sources, strict=True)]
     ops.tape.hold(x)
     query, key, value = projections if len(projections) == 3 else _split(ops, attention, projections[0])
     for norm in attention.norms:
@@ -150,11 +186,11 @@ def _split(ops: Operators, attention: Attention, fused: Tensor) -> tuple[Tensor,
     return query, key, value
 
 
-def _feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor) -> Tensor:
-    return _mlp(ops, mlp, x) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
+def _feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor, dropout: bool) -> Tensor:
+    return _mlp(ops, mlp, x, dropout) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
 
 
-def _mlp(ops: Operators, mlp: Mlp, x: Tensor) -> Tensor:
+def _mlp(ops: Operators, mlp: Mlp, x: Tensor, dropout: bool = False) -> Tensor:
     if not mlp.gated:
         [up] = (ops.linear(linear, x) for linear in mlp.inputs)
         inner = ops.activation(mlp.activation, up)
@@ -165,7 +201,7 @@ def _mlp(ops: Operators, mlp: Mlp, x: Tensor) -> Tensor:
     else:
         [fused] = (ops.linear(linear, x) for linear in mlp.inputs)
         inner = _gated_halves(ops, mlp, fused)
-    out = ops.linear(mlp.output, inner)
+    out = ops.linear(mlp.output, ops.dropout(inner) if dropout else inner)
     ops.tape.hold(x)
     return out
 

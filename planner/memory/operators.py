@@ -29,6 +29,7 @@ class Operators:
     step: StepSpec
     tape: Tape
     trainable: bool
+    has_position_biases: bool = False
     base_size: int = field(init=False)
     autocast_size: int | None = field(init=False)
     tokens: int = field(init=False)
@@ -102,20 +103,20 @@ class Operators:
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
         adapter = self.step.adapter
-        quantized = self.step.quantization is not None
+        quantized = self.step.quantization is not None and linear.quantizable
         result = self._quantized(linear, x) if quantized else self.plain(linear, x)
         if adapter is None or linear.name not in adapter.targets:
             return result
         if quantized:
             clone = Tensor(f"{linear.name} clone", result.elements, result.itemsize)
             result = self.tape.add(Op(f"{linear.name} clone", (result,), (clone,), passes_grad=True))
-        return self._adapted(adapter, linear, x, result)
+        return self._adapted(adapter, linear, x, result, quantized)
 
     def plain(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection by a matrix that is neither quantized nor adapted, as the head's is."""
         size = self.autocast_size or x.itemsize
         narrow = self.cast(x, size)
-        out = Tensor(linear.name, self.tokens * linear.out_features, size)
+        out = Tensor(linear.name, x.elements // linear.in_features * linear.out_features, size)
         copy = self._weight_copy(linear)
         saved = ((narrow,) if self.trainable else ()) + copy
         return self.tape.add(
@@ -140,7 +141,7 @@ class Operators:
         """A bitsandbytes layer: the weight is dequantized while it is used, forward and backward."""
         size = DTYPE_BYTES[self.step.compute_dtype]
         narrow = self.cast(x, size)
-        out = Tensor(linear.name, self.tokens * linear.out_features, size)
+        out = Tensor(linear.name, x.elements // linear.in_features * linear.out_features, size)
         if self.step.quantization == "int8":
             # LLM.int8 keeps its input as an attribute of the autograd function.
             working = narrow.bytes + narrow.elements + rounded(out.elements * FLOAT32)
@@ -150,30 +151,30 @@ class Operators:
         op.backward_scratch = rounded(linear.num_weights * size)
         return self.cast(self.tape.add(op), x.itemsize)
 
-    def _adapted(self, adapter: Adapter, linear: Linear, x: Tensor, result: Tensor) -> Tensor:
+    def _adapted(self, adapter: Adapter, linear: Linear, x: Tensor, result: Tensor, quantized: bool) -> Tensor:
         """result + B(A(dropout(x))) * scale, with the casts that PEFT and autocast make on the way."""
         adapter_size = DTYPE_BYTES[adapter.dtype]
         size = self.autocast_size or adapter_size
-        if not (self.autocast_size and self.step.quantization):
+        if not (self.autocast_size and quantized):
             x = self.cast(x, adapter_size)
         if adapter.dropout:
-            x = self._dropout(x)
+            x = self.dropout(x)
         narrow = self.cast(x, size)
-        low = self._adapter_matrix(adapter, f"{linear.name} lora_A", linear.in_features, narrow, adapter.r)
-        high = self._adapter_matrix(adapter, f"{linear.name} lora_B", linear.out_features, low, linear.out_features)
+        low = self._adapter_matrix(adapter, f"{linear.name} lora_A", narrow, linear.in_features, adapter.r)
+        high = self._adapter_matrix(adapter, f"{linear.name} lora_B", low, adapter.r, linear.out_features)
         scaled = Tensor(f"{linear.name} lora scaled", result.elements, size)
         self.tape.add(Op(scaled.name, (high,), (scaled,)))
         total = self.add(f"{linear.name} with adapter", result, scaled)
         self.tape.hold(x)
         return self.cast(total, result.itemsize)
 
-    def _adapter_matrix(self, adapter: Adapter, name: str, wide: int, x: Tensor, out_features: int) -> Tensor:
-        """One of the two products of an adapter; `wide` is the side of its matrix that is not the rank."""
-        elements = adapter.r * wide
+    def _adapter_matrix(self, adapter: Adapter, name: str, x: Tensor, in_features: int, out_features: int) -> Tensor:
+        """One of the two products of an adapter."""
+        elements = in_features * out_features
         adapter_size = DTYPE_BYTES[adapter.dtype]
         copied = x.itemsize != adapter_size
         copy = (Tensor(f"{name} weight", elements, x.itemsize, False),) if copied else ()
-        out = Tensor(name, self.tokens * out_features, x.itemsize)
+        out = Tensor(name, x.elements * out_features // in_features, x.itemsize)
         gradient = rounded(elements * adapter_size)
         return self.tape.add(
             Op(name, (x,), (out,), (x, *copy), parameter_gradients=gradient, cached=copy if self.autocast_size else ())
@@ -185,7 +186,7 @@ class Operators:
         self.tape.add(Op("softcap", (x,), (tanh,), (tanh,), scratch=x.bytes))
         return self.tape.add(Op("softcap scale", (tanh,), (Tensor(f"{x.name} capped", x.elements, x.itemsize),)))
 
-    def _dropout(self, x: Tensor) -> Tensor:
+    def dropout(self, x: Tensor) -> Tensor:
         """Dropout keeps which elements it dropped: a byte each on a GPU, a factor of the input's dtype on a CPU."""
         mask = Tensor(f"{x.name} dropout mask", x.elements, 1 if self.step.device == "cuda" else x.itemsize, False)
         out = Tensor(f"{x.name} dropped", x.elements, x.itemsize)

@@ -95,7 +95,8 @@ def _base_weights(architecture: Architecture) -> Iterator[Weights]:
         yield Weights((norm.num_parameters,), 1)
     for block in architecture.blocks:
         for linear in block.linears:
-            yield from _of_linear(linear, block.count, "projection" if architecture.quantizable else "other")
+            packs = architecture.quantizable and linear.quantizable
+            yield from _of_linear(linear, block.count, "projection" if packs else "other")
         for norm in block.norms:
             yield Weights((norm.num_parameters,), block.count)
         yield Weights((block.attention.extra_parameters,), block.count)
@@ -115,7 +116,7 @@ def _of_linear(linear: Linear, count: int, kind: Literal["projection", "other"] 
 def _quantized_linears(architecture: Architecture, experts_quantized: bool) -> Iterator[tuple[Linear, int]]:
     """The matrices that bitsandbytes packs, with how often they occur."""
     if architecture.quantizable:
-        yield from architecture.linears()
+        yield from ((linear, count) for linear, count in architecture.linears() if linear.quantizable)
     for block in architecture.blocks:
         if experts_quantized and isinstance(block.mlp, Experts):
             for linear in block.mlp.expert.linears:

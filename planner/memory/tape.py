@@ -83,12 +83,14 @@ class Tape:
     """Operators in the order of the forward pass, from `source` to the outputs of the last.
 
     `adds_in_place` says whether autograd adds a second gradient of a tensor to the first. It does, except while a
-    Python dispatch mode counts live bytes, as on a CPU (ATen `isTensorSubclassLike`, `input_buffer.cpp`).
+    Python dispatch mode counts live bytes, as on a CPU (ATen `isTensorSubclassLike`, `input_buffer.cpp`). Tensors
+    `outside` are kept by somebody else, such as an encoder's output; only their gradients count.
     """
 
     source: Tensor
     adds_in_place: bool = True
     ops: list[Op] = field(default_factory=list)
+    outside: tuple[Tensor, ...] = ()
 
     def add(self, op: Op) -> Tensor:
         """The first output of `op`, which is now the last operator."""
@@ -106,7 +108,8 @@ class Tape:
 
     def saved(self) -> tuple[Tensor, ...]:
         """What autograd keeps for the backward pass, each tensor once, in the order of the forward pass."""
-        return tuple(dict.fromkeys(tensor.storage for op in self.ops for tensor in op.saved))
+        kept = dict.fromkeys(tensor.storage for op in self.ops for tensor in op.saved)
+        return tuple(storage for storage in kept if storage not in self.outside)
 
     def saved_bytes(self) -> int:
         """Bytes of all saved tensors."""
@@ -154,7 +157,7 @@ class Tape:
 
     def backward_peak(self) -> Moment:
         """The peak of the backward pass: saved tensors not yet released, gradients, and the one that comes in."""
-        uses = Counter(tensor.storage for op in self.ops for tensor in op.saved)
+        uses = Counter(tensor.storage for op in self.ops for tensor in op.saved if tensor.storage not in self.outside)
         gradients = {self.output: GradientBuffer(self.output.bytes, owners=1)}
         now = sum(storage.bytes for storage in uses) + self.output.bytes
         peak = Moment(now, "gradient of the output", tuple(uses))
@@ -168,7 +171,7 @@ class Tape:
             scratch = max(op.backward_scratch, sums)
             if now + scratch > peak.bytes:
                 peak = Moment(now + scratch, f"gradient of {op.name}", tuple(uses))
-            for storage in [tensor.storage for tensor in op.saved]:
+            for storage in [tensor.storage for tensor in op.saved if tensor.storage not in self.outside]:
                 uses[storage] -= 1
                 if not uses[storage]:
                     del uses[storage]

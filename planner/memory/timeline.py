@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from planner.memory.layer import LayerMemory, layer_memory
+from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.tape import Moment, rounded
@@ -18,12 +18,16 @@ NO_TARGETS = Adapter(1, (), 0.0, "float32")
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """`count` layers that are alike."""
+    """`count` layers that are alike.
+
+    `carried` are bytes of a gradient that adds up over the backward passes of all of them: that of an encoder's output.
+    """
 
     memory: LayerMemory
     count: int
     checkpointed: bool
     offloaded: bool
+    carried: int = 0
 
     @property
     def stored(self) -> int:
@@ -95,7 +99,7 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     embedded = _embedding_output(step, groups[0])
     stored = embedded + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
-    loss = _loss_memory(architecture, _loss_key(step))
+    loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)))
     return Timeline(
         forward=_forward(groups, embedded),
         loss=max(
@@ -112,7 +116,7 @@ def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     """The peak of a forward pass that keeps nothing, up to the loss."""
     groups = layer_groups(architecture, step)
     layers = [Peak("layer", group.memory.inference_peak, working=group.memory.inference_peak.bytes) for group in groups]
-    inference = _loss_memory(architecture, _loss_key(step)).inference
+    inference = _loss_memory(architecture, _loss_key(_last_step(architecture, step))).inference
     return max(*layers, Peak("loss", inference, working=inference.bytes), key=lambda peak: peak.bytes)
 
 
@@ -134,10 +138,20 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
         width = hidden_size or block.attention.output.out_features
         memory = layer_memory(block, key, width)
         checkpointed = -(-block.count // step.checkpoint_every) if step.checkpointing else 0
+        encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
+        carried = encoded if block.cross_attention else 0
+        if block.cross_attention:
+            norm = final_norm_memory(architecture.final_norms[0], key, width, block.dropout)
+            yield LayerGroup(norm, 1, False, False)
         if checkpointed:
-            yield LayerGroup(memory, checkpointed, True, step.checkpoint_offload)
+            yield LayerGroup(memory, checkpointed, True, step.checkpoint_offload, carried)
         if block.count > checkpointed:
-            yield LayerGroup(memory, block.count - checkpointed, False, False)
+            yield LayerGroup(memory, block.count - checkpointed, False, False, carried)
+
+
+def _last_step(architecture: Architecture, step: StepSpec) -> StepSpec:
+    """The step as the last layers see it: a decoder behind an encoder passes the answers only."""
+    return decoder_step(step) if architecture.blocks[-1].cross_attention else step
 
 
 def _embedding_output(step: StepSpec, first: LayerGroup) -> int:
@@ -172,7 +186,7 @@ def _backward(groups: tuple[LayerGroup, ...], stored: int, loss: "LossMemory", e
     gradients = loss.parameter_gradient_bytes * keeps
     for group in reversed(groups):
         own = group.memory.parameter_gradient_bytes
-        working = group.backward.bytes - own + loss.kept_bytes
+        working = group.backward.bytes - own + loss.kept_bytes + group.carried
         for done in (0, group.count - 1):
             before = stored - group.stored * (done + 1)
             peaks.append(Peak("layer", group.backward, before, working, gradients + own * (done * keeps + 1)))

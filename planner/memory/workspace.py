@@ -22,7 +22,20 @@ def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
     rows = rounded(step.num_tokens * INDEX)
     rotary = max(block.attention.rotary_dim for block in architecture.blocks)
     tables = 2 * rounded(step.seq_len * rotary * DTYPE_BYTES[step.base_dtype])
-    return INDEX_TENSORS[step.objective] * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
+    biases = _shared_biases(architecture, step)
+    return biases + INDEX_TENSORS[step.objective] * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
+
+
+def _shared_biases(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of position biases that all layers of a stack share, from its first layer on; zeros for cross-attention."""
+    size, target = DTYPE_BYTES[step.base_dtype], step.target_len or step.seq_len
+    total = 0
+    for block in architecture.blocks:
+        heads = block.attention.num_heads if block.attention.score_bias == "relative" else 0
+        queries = target if block.cross_attention else step.seq_len
+        keys = (queries, step.seq_len) if block.cross_attention else (queries,)
+        total += sum(rounded(heads * queries * each * size) for each in keys)
+    return total
 
 
 def _mask_bytes(step: StepSpec) -> int:
