@@ -26,6 +26,7 @@ def arguments(tiny_config):
 NOT_TRL = {
     "early_stopping_patience",
     "num_gpus",
+    "padding_free",
     "peft",
     "samples",
     "save_total_limit",
@@ -73,7 +74,6 @@ def test_each_knob_that_trl_has_too_reaches_it(arguments, knob):
         "logging_steps": 7,
         "save_steps": 7,
         "eval_steps": 7,
-        "padding_free": True,
         "report_to": ["trackio"],
     }
     assert getattr(arguments(evaluation=True, **{knob: values[knob]}), knob) == values[knob]
