@@ -19,7 +19,21 @@ INTERRUPTED = 130
 RARELY = 100_000
 """Objects between two collections: a short process makes many that stay and next to no garbage."""
 
-VERBS = ("can", "data", "plan", "estimate", "launch", "merge", "chat", "gpus", "models", "methods", "runs", "doctor")
+VERBS = (
+    "can",
+    "data",
+    "plan",
+    "estimate",
+    "launch",
+    "merge",
+    "chat",
+    "gpus",
+    "models",
+    "methods",
+    "recipes",
+    "runs",
+    "doctor",
+)
 
 
 def application(verbs: Sequence[str] = VERBS) -> typer.Typer:

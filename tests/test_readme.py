@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 BLOCK = re.compile(r"^```console(?: exit=(?P<exit_code>\d))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS_TORCH = ("fitune launch", "python -m trainer")
+NEEDS_TORCH = ("fitune launch", "fitune merge", "fitune chat", "python -m trainer")
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

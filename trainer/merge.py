@@ -215,8 +215,8 @@ def _tell(outcome: Outcome, console: Console) -> None:
     """What was written, and where."""
     if outcome.base is not None:
         size, time_taken = format_bytes(outcome.num_bytes), format_seconds(outcome.seconds)
-        what = f"{outcome.base} with the adapter in {outcome.dtype}, {size} in {time_taken}"
-        console.print(f"done: {outcome.folder}: {what}", soft_wrap=True)
+        console.print(f"{outcome.base} with the adapter: {size} of {outcome.dtype} in {time_taken}", soft_wrap=True)
+        console.print(f"done: {outcome.folder}", soft_wrap=True)
     if outcome.gguf is not None:
         console.print(f"done: {outcome.gguf}", soft_wrap=True)
 

@@ -37,12 +37,37 @@ def _complete_trainer(incomplete: str) -> list[str]:
     return [name for name in all_trainers() if name.startswith(incomplete)]
 
 
+def _complete_recipe(incomplete: str) -> list[str]:
+    from profiles.recipe import all_recipes
+
+    return [name for name in all_recipes() if name.startswith(incomplete)]
+
+
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="A Hub id, a folder with a config.json, an alias (llama2-7b) or a size (7b).",
         autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+OptionalModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="As in `fitune can`; with --recipe, in place of the recipe's.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Begin with published settings (`fitune recipes`); other options change them.",
+        autocompletion=_complete_recipe,
         show_default=False,
     ),
 ]

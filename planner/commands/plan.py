@@ -15,22 +15,25 @@ from planner.commands.options import (
     LoraR,
     MaxLength,
     MethodChoice,
-    Model,
     NumGpus,
     ObjectiveChoice,
+    OptionalModel,
+    RecipeName,
     Settings,
 )
-from planner.commands.question import Wishes, card_or_cpu, plan_command, refuse_several, request_for
+from planner.commands.question import Wishes, card_or_cpu, following, plan_command, refuse_several, request_for
 from planner.plan import Plan, make_plan
 from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
+from planner.request import Request
 from planner.run_config import RunConfig
 from planner.units import format_bytes
 from profiles.errors import ConfigError
 
 
 def plan(
-    model: Model,
+    model: OptionalModel = None,
+    recipe: RecipeName = None,
     gpu: Gpu = None,
     num_gpus: NumGpus = 1,
     method: MethodChoice = "auto",
@@ -58,12 +61,13 @@ def plan(
     Examples:
       fitune plan mistralai/Mistral-7B-v0.1 --gpu t4 --data chats.jsonl -o run.yaml
       fitune plan llama2-7b --gpu 24GB --batch-size 32 --set optim=adamw_8bit --explain
+      fitune plan --recipe zephyr-dpo --data pairs.jsonl -o run.yaml
     """
     refuse_several(num_gpus)
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
-    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective)
-    found = make_plan(request_for(model, card_or_cpu(gpu), wishes))
+    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective, recipe)
+    found = make_plan(_request(model, gpu, wishes))
     if output is not None and found.config is not None:
         _write(found, found.config, output)
     if json:
@@ -73,6 +77,18 @@ def plan(
     if output is not None:
         _say_where(found, output)
     return 1 if found.verdict == "no" else 0
+
+
+def _request(model: str | None, gpu: str | None, wishes: Wishes) -> Request:
+    """The question of the options, filled up by the recipe that they name."""
+    if wishes.recipe is not None:
+        from profiles.recipe import find_recipe
+
+        recipe = find_recipe(wishes.recipe)
+        return request_for(model or recipe.model, card_or_cpu(gpu or recipe.gpu), following(recipe, wishes))
+    if model is None:
+        raise ConfigError("a plan is for a MODEL, and none is named", hint="name one, or a --recipe that has one")
+    return request_for(model, card_or_cpu(gpu), wishes)
 
 
 def _print(found: Plan, explain: bool, next_command: str | None) -> None:

@@ -3,9 +3,9 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.commands.knobs import check_knobs, knobs_in
 from planner.data_lengths import DataLengths
@@ -15,6 +15,9 @@ from planner.run_config import Objective
 from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
+
+if TYPE_CHECKING:
+    from profiles.recipe import Recipe
 
 ANSWERED_ELSEWHERE = {"model": "MODEL", "gpu": "--gpu", "version": "no option"}
 
@@ -38,6 +41,19 @@ class Wishes:
     settings: Sequence[str] = ()
     data: Path | None = None
     objective: Objective | None = None
+    recipe: str | None = None
+
+
+def following(recipe: "Recipe", own: Wishes) -> Wishes:
+    """The wishes of `recipe`, with the user's `own` in place of them where there are any."""
+    return replace(
+        own,
+        method=recipe.method if own.method == "auto" else own.method,
+        max_length=own.max_length or recipe.max_length,
+        batch_size=own.batch_size or recipe.batch_size,
+        settings=(*recipe.settings, *own.settings),
+        objective=own.objective or recipe.objective,
+    )
 
 
 def find_card(name: str) -> Card:
@@ -122,6 +138,7 @@ def plan_command(plan: Plan, wishes: Wishes) -> str | None:
     gpu = plan.request.gpu.name if plan.request.gpu else "cpu"
     argv = ["fitune", "plan", plan.request.model_name or plan.config.model, "--gpu", gpu]
     options = {
+        "--recipe": wishes.recipe,
         "--method": None if wishes.method == "auto" else wishes.method,
         "--objective": wishes.objective,
         "--max-length": wishes.max_length,

@@ -62,7 +62,7 @@ def test_a_merged_run_is_a_model_that_needs_nothing_else(run, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "note: the adapter learned on nf4 weights and is merged into those they were made from" in printed.err
-    assert f"done: {folder}: " in printed.err
+    assert printed.err.endswith(f"\ndone: {folder}\n")
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == [1]
     assert AutoTokenizer.from_pretrained(folder).chat_template
     assert not [path for path in run.iterdir() if path.name.startswith(".merged")]
