@@ -249,7 +249,7 @@ def resumes(made: Bench, config: RunConfig) -> bool:
         except Exception:  # noqa: BLE001  # whatever it stumbles over, it does not go on
             return False
         ends.append(_logits(trainer.model))
-    return torch.equal(*ends)
+    return bool(torch.equal(*ends))
 
 
 def _required(made: Bench, name: str, example: Mapping[str, Any]) -> list[str]:
