@@ -161,7 +161,7 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
 
 def loss_paths(objective: Objective, model: ModelProfile) -> tuple[LossPath, ...]:
     """The ways to the loss that there are for `model`, the usual one first."""
-    return ENCODER_DECODER_LOSSES if model.is_encoder_decoder else LOSS_PATHS[objective]
+    return ENCODER_DECODER_LOSSES if model.is_encoder_decoder and objective == "sft" else LOSS_PATHS[objective]
 
 
 def _learning_rate(objective: Objective, method: Method) -> float:

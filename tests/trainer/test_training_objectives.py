@@ -16,7 +16,7 @@ ROWS = ("sft", "dpo", "ipo", "orpo", "kto", "reward", "sft of an encoder-decoder
 METHODS = ("full", "lora", "qlora nf4")
 CASES = [(row, method) for row in ROWS for method in METHODS]
 
-TOLERANCE = 0.02
+TOLERANCE = 0.03
 
 
 @pytest.mark.parametrize(("row", "method"), CASES)
@@ -39,8 +39,8 @@ def test_what_was_saved_is_what_was_trained(row, method):
     assert not torch.allclose(final, reloaded_output(config, None), atol=1e-3)
 
 
-@pytest.mark.parametrize(("row", "method"), [case for case in CASES if "encoder" not in case[0]])
-def test_the_peak_of_trls_own_step_is_predicted(row, method):
+@pytest.mark.parametrize(("row", "method"), CASES)
+def test_the_peak_of_the_trainers_own_step_is_predicted(row, method):
     from tests.trainer.objective_runs import outcome
 
     found = outcome(row, method)
