@@ -26,7 +26,9 @@ def recipes(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List recipes: published settings, to be planned for your card and data.
+    """List published settings to plan with.
+
+    Each one is planned for your card and data, and says where it comes from.
 
     \b
     Examples:

@@ -6,7 +6,7 @@ import pytest
 
 from planner.cli import main
 
-VERBS = ("can", "plan", "estimate", "launch", "gpus", "models", "runs", "doctor")
+VERBS = ("can", "plan", "estimate", "launch", "merge", "chat", "gpus", "models", "recipes", "runs", "doctor")
 
 
 def test_without_a_verb_the_help_is_printed(capsys):
