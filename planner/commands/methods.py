@@ -91,6 +91,8 @@ def _print_method(console: Console, method: PeftMethod) -> None:
         outcome = method.bases[base]
         words = f"trains{', with ' + _needs(outcome) if outcome.needs else ''}" if outcome.works else outcome.reason
         console.print(f"  {heading:<8}{words}", highlight=False, soft_wrap=True)
+    if method.works and not method.resumes:
+        console.print("\nIt cannot go on from a checkpoint: a run has to end in one go.", highlight=False)
     console.print("\nIn a run file:\n\n  method: peft\n  peft:", highlight=False)
     options = {"type": method.name} | {name: method.example[name] for name in method.required}
     for name, value in options.items():

@@ -33,6 +33,11 @@ def test_a_method_tells_why_a_base_does_not_work(capsys):
     assert "int8    it reads the packed numbers of the base as if they were its weights" in capsys.readouterr().out
 
 
+def test_a_method_that_cannot_be_continued_says_so(capsys):
+    assert main(["methods", "adalora"]) == 0
+    assert "cannot go on from a checkpoint" in capsys.readouterr().out
+
+
 def test_methods_json_has_every_fact(capsys):
     assert main(["methods", "oft", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
