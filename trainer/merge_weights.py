@@ -124,9 +124,9 @@ class WholeMerge:
         with _adapter_problems(self._source.adapter, self._source.base):
             wrapped = PeftModel.from_pretrained(model, self._source.adapter, torch_device="cpu")
         try:
-            merged = wrapped.merge_and_unload(safe_merge=True)
-        except (NotImplementedError, AttributeError) as error:
-            raise _unmergeable(self._source.description) from error
+            merged = wrapped.merge_and_unload()
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise _unmergeable(self._source.description, error) from error
         for name, tensor in merged.state_dict().items():
             _cast(name, tensor, tensor.dtype)
         merged.save_pretrained(folder, max_shard_size=SHARD_BYTES)
@@ -189,9 +189,10 @@ def _adapter_problems(adapter: Path, base: BaseCheckpoint) -> Iterator[None]:
         ) from error
 
 
-def _unmergeable(description: PeftConfig) -> UnsupportedError:
+def _unmergeable(description: PeftConfig, error: Exception) -> UnsupportedError:
+    reason = " ".join(str(error).split())
     return UnsupportedError(
-        f"PEFT cannot merge {description.peft_type.value} into weights",
+        f"PEFT cannot merge {description.peft_type.value} into weights{f': {reason}' if reason else ''}",
         hint="keep the adapter: `fitune chat` and PEFT load it beside its base",
     )
 

@@ -40,8 +40,9 @@ def merge(
 ) -> int:
     """Make one model of an adapter and its base.
 
-    The model needs neither PEFT nor fitune. It is made on the CPU, a layer at a time, so that a large model needs a few GiB of memory; memory and disk are
-    checked first. The folder has weights in safetensors, tokenizer, chat template and a model card.
+    The model needs neither PEFT nor fitune. It is made on the CPU, a layer at a time, so that a large one needs a few
+    GiB of memory; memory and disk are checked first. The folder has weights in safetensors, tokenizer, chat template
+    and a model card.
 
     What learned on 4-bit weights is merged into the 16-bit ones that they were made from.
 

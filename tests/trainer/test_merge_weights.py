@@ -216,12 +216,12 @@ def spoil(adapter: Path, value: float) -> None:
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapter_that_is_no_number_is_refused(dtype, adapted, tmp_path):
-    base, adapter, _ = adapted("llama", "LORA", {})
+@pytest.mark.parametrize("options", [{}, {"init_lora_weights": "pissa"}], ids=["by layer", "as a whole"])
+def test_an_adapter_that_is_no_number_is_refused(options, adapted, tmp_path):
+    base, adapter, _ = adapted("llama", "LORA", options)
     spoil(adapter, float("nan"))
     with pytest.raises(RunError, match=r"^model\.layers\.0\.\S+\.weight is not finite after the merge"):
-        merged(base, adapter, tmp_path / "out", dtype)
+        merged(base, adapter, tmp_path / "out")
 
 
 def test_weights_that_are_too_large_for_float16_are_refused(adapted, tmp_path):
@@ -235,6 +235,13 @@ def test_weights_that_are_too_large_for_float16_are_refused(adapted, tmp_path):
 def test_prompts_cannot_be_merged(adapted, tmp_path):
     base, adapter, _ = adapted("llama", "PROMPT_TUNING", {"num_virtual_tokens": 4})
     with pytest.raises(UnsupportedError, match="PROMPT_TUNING learns tokens in front of the input"):
+        merged(base, adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("peft_type", ["BEFT", "LILY"])
+def test_what_peft_itself_does_not_merge_is_refused(peft_type, adapted, tmp_path):
+    base, adapter, _ = adapted("llama", peft_type, {})
+    with pytest.raises(UnsupportedError, match=f"PEFT cannot merge {peft_type} into weights: "):
         merged(base, adapter, tmp_path / "out")
 
 
