@@ -38,8 +38,8 @@ class Request:
 
     @property
     def loadable_name(self) -> str:
-        """The Hub id or folder to load. Chat variants share the shape of their base, so the user's own word counts."""
-        return self.model_name if self.model_name and "/" in self.model_name else self.model.hf_id
+        """The Hub id or folder to load."""
+        return loadable_name(self.model, self.model_name)
 
     @property
     def objective(self) -> Objective:
@@ -69,6 +69,14 @@ class Request:
         size = self.effective_batch_size
         smallest = 2 if self.objective == "kto" and size > 1 else 1
         return tuple((micro, size // micro) for micro in range(smallest, size + 1) if size % micro == 0)
+
+
+def loadable_name(model: ModelProfile, called: str | None) -> str:
+    """The Hub id or folder with the weights and the tokenizer of `model`, if the user calls it `called`.
+
+    Chat variants share the shape of their base, so the user's own word counts.
+    """
+    return called if called and "/" in called else model.hf_id
 
 
 def _micro_batch(effective_batch_size: int, accumulation: int) -> int:

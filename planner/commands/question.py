@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planner.commands.knobs import check_knobs, knobs_in
 from planner.data_lengths import DataLengths
 from planner.plan import Plan
-from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod
+from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, loadable_name
 from planner.run_config import Objective
 from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
@@ -108,7 +108,7 @@ def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
         method=method,
         effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
         knobs=knobs,
-        lengths=_lengths(wishes.data, model.hf_id) if wishes.data else None,
+        lengths=_lengths(wishes.data, loadable_name(model, model_name)) if wishes.data else None,
         free_bytes=card.free_bytes,
         model_name=model_name,
     )
