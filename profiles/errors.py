@@ -14,8 +14,8 @@ FituneError                     a sentence for the user, and a way out; never a 
 
 from typing import Literal
 
-Moment = Literal["loading", "training", "evaluation", "saving"]
-"""What a run was doing when memory ended."""
+Moment = Literal["loading", "probing", "training", "evaluation", "saving"]
+"""What a run was doing when memory ended; probing is the pass of the longest batch."""
 
 
 class FituneError(Exception):

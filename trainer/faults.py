@@ -26,10 +26,11 @@ TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "file write failed")
 """What torch.save says of a file that it could not write; the reason does not get through."""
 
 MOMENTS: tuple[tuple[Moment, frozenset[str]], ...] = (
-    ("saving", frozenset({"_save_checkpoint", "on_save", "save_final"})),
-    ("evaluation", frozenset({"evaluate", "_evaluate"})),
+    ("saving", frozenset({"Trainer._save_checkpoint", "SealCheckpoints.on_save", "save_final"})),
+    ("evaluation", frozenset({"Trainer.evaluate", "LongestBatch._evaluate"})),
+    ("probing", frozenset({"LongestBatch.on_step_end"})),
 )
-"""Functions of Transformers and of this package in which a run saves or evaluates; in all others it trains."""
+"""Functions of Transformers and of this package in which a run does something else than train, innermost first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,11 @@ class Where:
             return "while the model was loaded"
         if moment == "training" and self.step < self.max_steps:
             return f"in step {self.step + 1} of {self.max_steps}"
-        doing = {"evaluation": "in the evaluation ", "saving": "while saving "}.get(moment, "")
+        doing = {
+            "probing": "on the longest batch, tried ",
+            "evaluation": "in the evaluation ",
+            "saving": "while saving ",
+        }.get(moment, "")
         return f"{doing}after step {self.step} of {self.max_steps}"
 
 
@@ -90,7 +95,7 @@ def explain(error: BaseException, config: RunConfig, where: Where) -> RunError |
 
 def moment_of(error: BaseException) -> Moment:
     """What a run was doing when `error` was raised, by the functions that it passed through."""
-    passed = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    passed = {frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)}
     return next((moment for moment, functions in MOMENTS if functions & passed), "training")
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from planner.run_config import DataKnobs
 from profiles.errors import OutOfMemory, RunError
 from trainer.checkpoints import last_checkpoint
 from trainer.record import read_records
@@ -54,6 +55,23 @@ def test_the_end_of_memory_is_told_with_the_step_and_the_way_on(tiny_config, tra
     assert (stop.value.moment, stop.value.step) == ("training", 2)
     assert "checkpoint-2 is whole; continue with `fitune launch run.yaml --resume`" in stop.value.hint
     assert read_records(Path(config.output_dir))[-1].result.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("call", "moment", "when"),
+    [
+        (1, "probing", "on the longest batch, tried after step 1 of 3"),
+        (3, "evaluation", "in the evaluation after step 1"),
+    ],
+)
+def test_memory_that_ends_on_the_longest_batch_is_told_so(tiny_config, train, tiny, monkeypatch, call, moment, when):
+    from trainer.probe import LongestBatch
+
+    fail_at(monkeypatch, LongestBatch, "_loss", call, memory_end())
+    data = DataKnobs(path=str(tiny / "data.jsonl"), eval_fraction=0.1)
+    with pytest.raises(OutOfMemory, match=f"^out of memory {when}") as stop:
+        train(tiny_config(data=data, gradient_accumulation_steps=2))
+    assert stop.value.moment == moment
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tiny_config, train, monkeypatch):
