@@ -139,7 +139,7 @@ def test_padding_makes_small_micro_batches_faster():
 @pytest.mark.parametrize("model", all_models(), ids=lambda model: model.hf_id)
 def test_what_is_found_is_estimated_with_the_same_figures(model):
     gpu = T4 if "sdpa" in architecture(model).attention_codes else A100
-    knobs = {"per_device_train_batch_size": 1, "loss": "fused", "checkpoint_every_n_layers": 1, "max_length": 1024}
+    knobs = {"per_device_train_batch_size": 1, "checkpoint_every_n_layers": 1, "max_length": 1024}
     result = search(Request(model, gpu, knobs=knobs))
     found = result.best or result.closest
     again = RunConfig.model_validate(found.config.model_dump())
