@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -32,10 +33,8 @@ class Encoded:
 class Encoder:
     """Encodes prepared examples with one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, assistant_only_loss: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._template = marked_template(tokenizer) if assistant_only_loss else None
-        self._assistant_only_loss = assistant_only_loss
         self._stop_tokens = {tokenizer.eos_token_id, *tokenizer.get_added_vocab().values()}
 
     def __call__(self, example: dict[str, Any]) -> list[Encoded]:
@@ -60,17 +59,16 @@ class Encoder:
                 return None
         return None
 
+    @cached_property
+    def _template(self) -> str | None:
+        return marked_template(self._tokenizer)
+
     def _conversation(self, messages: list[Message]) -> Encoded:
+        """A whole conversation, which stays whole only where its template marks the answers."""
         made = self._tokenizer.apply_chat_template(
-            messages,
-            chat_template=self._template,
-            return_dict=True,
-            return_assistant_tokens_mask=self._assistant_only_loss,
+            messages, chat_template=self._template, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids = made["input_ids"]
-        # Where answers are not marked, all of the conversation is learned, as TRL does.
-        marks = made["assistant_masks"] if self._assistant_only_loss else [1] * len(ids)
-        return Encoded(ids, [bool(mark) for mark in marks])
+        return Encoded(made["input_ids"], [bool(mark) for mark in made["assistant_masks"]])
 
     def _ids(self, text: str | list[Message], add_generation_prompt: bool = False) -> list[int]:
         made = (

@@ -14,7 +14,7 @@ PREVIEW_TOKENS = 2048
 
 
 class TokenCounts:
-    """Counts tokens of prepared rows, and tells what is odd about them.
+    """Counts tokens of converted rows, and tells what is odd about them.
 
     `lengths` and `answer_starts` count rows by their tokens and by the position of the first token that counts in the
     loss; a preference pair is as long as its longer answer. `stop_tokens` are those on which learned answers end.
@@ -27,7 +27,7 @@ class TokenCounts:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._prepare = Preparation(tokenizer)
-        self._encoder: Encoder | None = None
+        self._encoder = Encoder(tokenizer)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -49,10 +49,7 @@ class TokenCounts:
 
         Raises BadRow for one that the model's chat template refuses.
         """
-        prepared = self._prepare(example)
-        if self._encoder is None:
-            self._encoder = Encoder(self._tokenizer, self._prepare.assistant_only_loss)
-        sequences = self._encoder(prepared)
+        sequences = self._encoder(self._prepare(example))
         start = max(encoded.answer_start for encoded in sequences)
         self.lengths[max(len(encoded.ids) for encoded in sequences)] += 1
         self.answer_starts[start] += 1
