@@ -111,14 +111,15 @@ def to_fake(model: nn.Module, step: StepSpec) -> None:
     """Give each parameter and buffer of a model on the meta device a fake tensor; to be called in a fake mode.
 
     Quantized weights get the form that bitsandbytes packs them into. Adapters get the step's dtype, and with a k-bit
-    upcast everything else that is not quantized becomes float32 (PEFT `prepare_model_for_kbit_training`).
+    upcast everything else that is not quantized becomes float32 (PEFT `prepare_model_for_kbit_training`), of which TRL
+    once left only the norms in float32 (`peft_module_casting_to_bf16`).
     """
     faked: dict[int, nn.Parameter] = {}
     adapts = isinstance(model, PeftModel)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in faked:
-                dtype = _dtype(parameter, step, adapts)
+                dtype = _dtype(parameter, step, adapts, is_norm="norm" in type(module).__name__.lower())
                 data = torch.empty(parameter.shape, dtype=dtype)
                 faked[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
             module._parameters[name] = faked[id(parameter)]
@@ -133,13 +134,14 @@ def to_fake(model: nn.Module, step: StepSpec) -> None:
                 setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
 
 
-def _dtype(parameter: nn.Parameter, step: StepSpec, adapts: bool) -> torch.dtype:
+def _dtype(parameter: nn.Parameter, step: StepSpec, adapts: bool, is_norm: bool) -> torch.dtype:
     if not parameter.is_floating_point():
         return parameter.dtype
     if adapts and parameter.requires_grad:
         assert step.adapter is not None
         return getattr(torch, step.adapter.dtype)
-    return torch.float32 if step.kbit_upcast else parameter.dtype
+    upcast = step.kbit_upcast or (step.float32_norms and is_norm)
+    return torch.float32 if upcast else parameter.dtype
 
 
 def _pack_4bit(layer: Linear4bit, step: StepSpec) -> None:

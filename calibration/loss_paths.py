@@ -1,6 +1,7 @@
 """Ways from the last hidden states to the loss that other trainers take, as torch operators to be traced.
 
-Sources: Transformers 4.48 `ForCausalLM.forward` (shifted logits); fms-acceleration's and Unsloth's cross entropy, which
+Sources: Transformers 4.45 `LlamaForCausalLM.forward` (logits upcast in the model, and shifted) and 4.48
+`loss/loss_utils.py` (upcast in the loss, and shifted); fms-acceleration's and Unsloth's cross entropy, which
 writes the gradient over the logits; TRL 1.7-1.14 `chunked_nll`; Liger 0.8.5 `ops/fused_linear_cross_entropy.py`.
 """
 
@@ -14,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from planner.step import StepSpec
 
@@ -35,8 +36,10 @@ def take_loss_path(trainer: Trainer, step: StepSpec) -> None:
         model.loss_function = partial(path, head)
     elif step.loss == "full_inplace" or not step.upcast_logits or step.shift_logits:
         model.loss_function = partial(_full, step)
+    if step.upcast_in_model:
+        model.get_output_embeddings().register_forward_hook(lambda _head, _inputs, logits: logits.float())
     if step.output_alive:
-        _keep_output(trainer)
+        _keep_output(trainer, model)
 
 
 def _full(step: StepSpec, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: object) -> torch.Tensor:
@@ -122,23 +125,21 @@ class FusedLinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return gradient, weight_gradient, None
 
 
-def _keep_output(trainer: Trainer) -> None:
-    """Hold the model's output, and so its logits, until the step ends, as a loop that names it does."""
+def _keep_output(trainer: Trainer, model: nn.Module) -> None:
+    """Hold the model's output, and so its logits, until there is a new one, as a loop that names it does.
+
+    Where accelerate made a float32 output of it, both are held.
+    """
     compute_loss = trainer.compute_loss
+    made: list[object] = []
     kept: list[object] = []
+    model.register_forward_hook(lambda _model, _inputs, output: made.append(output))
 
     def keeping(model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> torch.Tensor:  # noqa: ANN401
         loss: torch.Tensor
         loss, outputs = compute_loss(model, inputs, return_outputs=True, **options)
-        kept.append(outputs)
+        kept[:] = [*made, outputs]
+        made.clear()
         return loss
 
-    class Forget(TrainerCallback):  # type: ignore[misc]
-        """Drops what was kept."""
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            """The next batch overwrites the name."""
-            kept.clear()
-
     trainer.compute_loss = keeping
-    trainer.add_callback(Forget())

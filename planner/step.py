@@ -45,12 +45,14 @@ class StepSpec:
     `reference`, and kto for its divergence, pass the rows more often, without gradients.
 
     `weight_dtype` is the dtype of what is not quantized, as loaded; with `kbit_upcast` those weights are float32 in the
-    step. `autocast` is the dtype of the autocast region, None outside one. `masked` batches need an attention mask of
-    (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to all query heads before the kernel runs.
-    `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy and a shifted copy of the logits, which
-    depends on the version of Transformers; `output_alive` is true where the caller keeps the logits through the
-    backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier micro-batches are there
-    in the forward pass. `experts_quantized` is true where each expert is a Linear module, as in Transformers before 5.
+    step, with `float32_norms` the weights of norms are. `autocast` is the dtype of the autocast region, None outside
+    one. `masked` batches need an attention mask of (batch, 1, seq_len, seq_len); `expand_kv` repeats keys and values to
+    all query heads before the kernel runs. `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy
+    and a shifted copy of the logits, which depends on the version of Transformers; with `upcast_in_model` the copy is
+    made before the loss is called, which lets the 16-bit logits go. `output_alive` is true where the caller keeps the
+    logits until it has those of the next step. `gradients_persist` is true with gradient accumulation: gradients of
+    earlier micro-batches are there in the forward pass. `experts_quantized` is true where each expert is a Linear
+    module, as in Transformers before 5.
     """
 
     micro_batch: int
@@ -60,12 +62,14 @@ class StepSpec:
     quantization: Quantization | None = None
     double_quant: bool = False
     kbit_upcast: bool = False
+    float32_norms: bool = False
     autocast: Dtype | None = None
     attention: AttentionKernel = "flash"
     expand_kv: bool = False
     masked: bool = False
     loss: StepLoss = "full"
     upcast_logits: bool = True
+    upcast_in_model: bool = False
     shift_logits: bool = False
     output_alive: bool = False
     checkpointing: bool = True
