@@ -36,8 +36,9 @@ def print_data(console: Console, report: DataReport, asked: int | None, num_posi
     if report.preview:
         console.print()
         print_preview(console, report.preview)
-    note = guess_note(report)
-    notes = [*([note] if note else []), *report.remarks]
+    notes = list(report.remarks)
+    if note := guess_note(report):
+        notes.insert(0, f"{note}; {'--download fetches the tokenizer' if report.model else '--model counts them'}")
     if notes:
         console.print()
     for one in notes:

@@ -43,7 +43,7 @@ Can be trained on, but is rarely meant:
           64         0       100.0%
          512         0       100.0%
 
-note: no model is named; a token is taken for 3 characters
+note: no model is named; a token is taken for 3 characters; --model counts them
 """
 
 
@@ -59,6 +59,15 @@ def test_what_is_wrong_with_a_file_is_told_row_by_row(file, capsys):
     )
     assert main(["data", file(*rows)]) == 1
     assert capsys.readouterr() == (BAD, "")
+
+
+def test_without_the_tokenizer_the_way_to_it_is_told(file, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["data", file({"text": "One."}), "--model", "no/such-model"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "note: the tokenizer of no/such-model is not on this machine; a token is taken for 3 characters; "
+        "--download fetches the tokenizer\n"
+    )
 
 
 def test_a_good_file_exits_0(file, capsys):
