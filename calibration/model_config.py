@@ -52,4 +52,6 @@ def _settings_of_type(model: ModelProfile) -> dict[str, object]:
         settings["attention_types"] = [[["global", "local"], model.num_hidden_layers // 2]]
     if model.is_encoder_decoder:
         settings["feed_forward_proj"] = "relu" if model.gated_mlp is False else "gated-gelu"
+        # A decoder's input is its answer moved by one, with a padding token before it.
+        settings["pad_token_id"] = settings["decoder_start_token_id"] = 0
     return settings
