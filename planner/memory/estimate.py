@@ -124,9 +124,10 @@ def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[
 def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
     """For each phase the bytes above the static ones at its peak, by name, and that peak."""
     activity = timeline(arch, step)
+    loss = max(activity.loss_forward, activity.loss_backward, key=lambda peak: peak.bytes)
     moments: dict[Phase, tuple[dict[str, int], Peak | None]] = {
         "forward": (_parts(activity.forward), activity.forward),
-        "loss": (_parts(activity.loss), activity.loss),
+        "loss": (_parts(loss), loss),
         "backward": (_parts(activity.backward), activity.backward),
         "step": (_optimizer_parts(arch, step), None),
     }

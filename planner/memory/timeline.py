@@ -84,10 +84,14 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The peaks of the phases that have activations; a reference is asked between loss and backward pass."""
+    """The peaks of the phases that have activations; a reference is asked between loss and backward pass.
+
+    The loss has two: the last of the forward pass, and the first of the backward pass.
+    """
 
     forward: Peak
-    loss: Peak
+    loss_forward: Peak
+    loss_backward: Peak
     reference: Peak | None
     backward: Peak
 
@@ -102,11 +106,8 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)))
     return Timeline(
         forward=_forward(groups, embedded),
-        loss=max(
-            Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
-            Peak("loss", loss.backward, stored, loss.backward.bytes),
-            key=lambda peak: peak.bytes,
-        ),
+        loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
+        loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
         backward=_backward(groups, stored, loss, _embedding_peak(architecture, step), not step.gradients_persist),
     )
