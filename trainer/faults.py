@@ -25,6 +25,9 @@ FAULTS = (RuntimeError, MemoryError, OSError, SafetensorError)
 TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "file write failed")
 """What torch.save says of a file that it could not write; the reason does not get through."""
 
+GLOO_ALONE = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says, in a plain RuntimeError, when another process is gone; NCCL has errors of its own."""
+
 MOMENTS: tuple[tuple[Moment, frozenset[str]], ...] = (
     ("saving", frozenset({"Trainer._save_checkpoint", "SealCheckpoints.on_save", "save_final"})),
     ("evaluation", frozenset({"Trainer.evaluate", "LongestBatch._evaluate"})),
@@ -58,7 +61,7 @@ class Where:
 
 @contextmanager
 def explaining(config: RunConfig, where: Callable[[], Where]) -> Iterator[None]:
-    """Turn the end of memory or disk inside the block into a RunError; `where` is asked then. Others pass."""
+    """Turn the end of memory, disk or another process inside the block into a RunError; `where` is asked then."""
     try:
         yield
     except FAULTS as error:
@@ -69,7 +72,7 @@ def explaining(config: RunConfig, where: Callable[[], Where]) -> Iterator[None]:
 
 
 def explain(error: BaseException, config: RunConfig, where: Where) -> RunError | None:
-    """The end of memory or disk behind `error`, as an error for the user; None if it is neither."""
+    """The end of memory, disk or another process behind `error`, as an error for the user; None if it is another one."""
     if _is_out_of_memory(error):
         moment: Moment = moment_of(error) if where.max_steps else "loading"
         return OutOfMemory(
@@ -89,6 +92,11 @@ def explain(error: BaseException, config: RunConfig, where: Where) -> RunError |
             f"a file could not be written {where.during('saving')}, most often because a disk is full; the run writes "
             f"to {config.output_dir}",
             hint=f"free some space; {way_on(where.checkpoint, where.run_file)}",
+        )
+    if isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in GLOO_ALONE):
+        return RunError(
+            f"another process of the run ended {where.during(moment_of(error))}, so this one cannot go on",
+            hint=way_on(where.checkpoint, where.run_file),
         )
     return None
 

@@ -114,6 +114,17 @@ def test_memory_that_ends_before_the_first_step_is_told_too(tiny_config, train, 
         train(tiny_config())
 
 
+def test_the_end_of_another_process_is_told_with_the_way_on(tiny_config, train, monkeypatch):
+    from trl import SFTTrainer
+
+    # What gloo says in the process that is left.
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1246.")
+    fail_at(monkeypatch, SFTTrainer, "training_step", 3, gone)
+    with pytest.raises(RunError, match="another process of the run ended in step 3 of 3") as stop:
+        train(tiny_config(save_steps=1))
+    assert "checkpoint-2 is whole" in stop.value.hint
+
+
 def test_other_errors_are_not_explained_away(tiny_config, train, monkeypatch):
     from trl import SFTTrainer
 
