@@ -1,6 +1,8 @@
 """What is predicted of one given configuration: its memory, whether that fits, and its speed."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.request import Request
@@ -8,6 +10,7 @@ from planner.resolve import resolve_step
 from planner.run_config import RunConfig
 from planner.space import groups, openings
 from planner.speed import SpeedEstimate, step_time
+from planner.traced import traced_estimate
 from planner.verdict import Verdict, usable_bytes, verdict
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
@@ -17,23 +20,36 @@ OWN_TRAINER = "fitune"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a configuration runs: the model's shape, the card (None: the CPU), and what is free on it now, if known."""
+    """Where a configuration runs: the model's shape, the card (None: the CPU), and what is free on it now, if known.
 
-    model: ModelProfile
+    An architecture that is not described has no `model`, but a `folder` with its config.json.
+    """
+
+    model: ModelProfile | None
     gpu: GpuProfile | None
     free_bytes: int | None = None
     trainer: str = OWN_TRAINER
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's Hub id, or its folder."""
+        return self.model.hf_id if self.model else str(self.folder)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The memory of a configuration in bytes, the verdict on `usable_bytes`, and its speed if the card's is known."""
+    """The memory of a configuration in bytes, the verdict on `usable_bytes`, and its speed if the card's is known.
+
+    `by` says what predicted the memory.
+    """
 
     config: RunConfig
     estimate: MemoryEstimate
     usable_bytes: int
     verdict: Verdict
     speed: SpeedEstimate | None
+    by: Literal["closed form", "trace"] = "closed form"
 
     @property
     def figures(self) -> dict[str, object]:
@@ -49,11 +65,28 @@ class Prediction:
 
 def predict(config: RunConfig, target: Target) -> Prediction:
     """What `config` needs and does on `target`. Raises UnsupportedError for what the memory model does not describe."""
+    assert target.model is not None, "only a trace answers for what is not described"
     step = resolve_step(config, target.model, target.gpu, target.trainer)
     memory = estimate(target.model, step, target.gpu)
     usable = usable_bytes(target.gpu, target.free_bytes)
     speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
     return Prediction(config, memory, usable, verdict(memory, usable), speed)
+
+
+def predict_traced(config: RunConfig, target: Target) -> Prediction:
+    """The same by tracing the step, in seconds; without a speed where the architecture is not described.
+
+    Raises EnvironmentFault without the packages for it, InputError for what cannot be traced.
+    """
+    memory = traced_estimate(
+        config, target.gpu, target.trainer, model=target.model, folder=target.folder, free_bytes=target.free_bytes
+    )
+    usable = usable_bytes(target.gpu, target.free_bytes)
+    speed = None
+    if target.model is not None:
+        step = resolve_step(config, target.model, target.gpu, target.trainer)
+        speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
+    return Prediction(config, memory, usable, verdict(memory, usable), speed, by="trace")
 
 
 def usual_config(request: Request) -> RunConfig:

@@ -24,6 +24,7 @@ class Effect:
 
 def knob_effects(base: Prediction, target: Target) -> tuple[Effect, ...]:
     """The effect of each single change that is possible, the largest saving first."""
+    assert target.model is not None, "the effects are those of the closed form"
     effects = []
     for change, knobs in _changes(base.config, target):
         try:
@@ -43,6 +44,7 @@ def knob_effects(base: Prediction, target: Target) -> tuple[Effect, ...]:
 
 def _changes(config: RunConfig, target: Target) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of changes and the knobs that make them."""
+    assert target.model is not None
     yield from _batch_changes(config)
     yield from _checkpoint_changes(config)
     yield from _length_changes(config)

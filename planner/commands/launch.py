@@ -178,6 +178,7 @@ def _print_refusal(prediction: Prediction, target: Target, plan: Plan) -> None:
 
 def _request(config: RunConfig, target: Target) -> Request:
     """The question whose answer would be the nearest to `config`."""
+    assert target.model is not None
     knobs: dict[str, object] = {"max_length": config.max_length}
     if config.lora is not None:
         knobs["lora"] = config.lora.model_dump()

@@ -19,6 +19,8 @@ from profiles.main_memory import available_memory_bytes
 if TYPE_CHECKING:
     from profiles.recipe import Recipe
 
+RUN_FILE_SUFFIXES = (".yaml", ".yml")
+
 ANSWERED_ELSEWHERE = {"model": "MODEL", "gpu": "--gpu", "version": "no option"}
 
 
@@ -54,6 +56,11 @@ def following(recipe: "Recipe", own: Wishes) -> Wishes:
         settings=(*recipe.settings, *own.settings),
         objective=own.objective or recipe.objective,
     )
+
+
+def names_run_file(subject: str) -> bool:
+    """Whether an argument that may be a model or a run file is the latter."""
+    return subject.lower().endswith(RUN_FILE_SUFFIXES)
 
 
 def find_card(name: str) -> Card:

@@ -47,7 +47,7 @@ def print_prediction(console: Console, prediction: Prediction, target: Target) -
     print_hanging(
         console,
         Text(f"{word}: ", style=style),
-        f"{target.model.hf_id} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
+        f"{target.name} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
         f"{size_words(prediction.estimate)} of {format_bytes(prediction.usable_bytes)}.",
     )
 

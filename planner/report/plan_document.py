@@ -11,17 +11,16 @@ from planner.plan import Plan
 from planner.prediction import Prediction, Target
 from planner.verdict import Verdict
 from profiles.gpu import GpuProfile
-from profiles.model import ModelProfile
 
 Document = dict[str, Any]
 
 
 def estimate_document(
-    estimate: MemoryEstimate, model: ModelProfile, gpu: GpuProfile | None, usable_bytes: int, verdict: Verdict
+    estimate: MemoryEstimate, model: str, gpu: GpuProfile | None, usable_bytes: int, verdict: Verdict
 ) -> Document:
     """An estimate and how it lies to the `usable_bytes` of the card, or of the CPU's memory where `gpu` is null."""
     return {
-        "model": model.hf_id,
+        "model": model,
         "gpu": gpu.name if gpu else None,
         "fits": verdict == "fits",
         "verdict": verdict,
@@ -39,9 +38,10 @@ def estimate_document(
 def prediction_document(prediction: Prediction, target: Target) -> Document:
     """What is predicted of one given configuration, which is in it."""
     memory = estimate_document(
-        prediction.estimate, target.model, target.gpu, prediction.usable_bytes, prediction.verdict
+        prediction.estimate, target.name, target.gpu, prediction.usable_bytes, prediction.verdict
     )
     return memory | {
+        "by": prediction.by,
         "trainer": target.trainer,
         "config": prediction.config.model_dump(mode="json"),
         "tokens_per_second": prediction.speed.tokens_per_second if prediction.speed else None,
@@ -56,7 +56,7 @@ def plan_document(plan: Plan) -> Document:
         "gpu": gpu.name if gpu else None,
         "verdict": plan.verdict,
         "config": plan.config.model_dump(mode="json") if plan.config else None,
-        "estimate": estimate_document(plan.estimate, model, gpu, plan.usable_bytes, plan.verdict),
+        "estimate": estimate_document(plan.estimate, model.hf_id, gpu, plan.usable_bytes, plan.verdict),
         "tokens_per_second": plan.tokens_per_second,
         "cost": asdict(cost) if cost else None,
         "alternatives": [_candidate(candidate) for candidate in plan.alternatives],

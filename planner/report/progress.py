@@ -16,3 +16,14 @@ def progress_bar(label: str) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=1.0)
         yield lambda share: progress.update(task, completed=share)
+
+
+@contextmanager
+def busy(label: str) -> Iterator[None]:
+    """Show that something goes on while the block runs, where nobody knows how far it is."""
+    console = notes_console()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(label):
+        yield

@@ -1,0 +1,55 @@
+"""Networks that the closed form does not describe: what a step's resolution asks of them, read off the real model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from planner.run_config import RunConfig
+from profiles.architecture import Architecture, Attention, Block, Embedding, Linear, Mlp
+from profiles.errors import ConfigError, UnsupportedError
+from trainer.adapter import linear_names
+from trainer.build import empty_model
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration in `folder`. Raises UnsupportedError for a type that the installed Transformers lacks."""
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UnsupportedError(f"{folder / 'config.json'} is no model that Transformers knows: {what}") from error
+
+
+def undescribed_network(architecture: PreTrainedConfig, config: RunConfig) -> Architecture:
+    """The Linear names and the geometry of attention of a model; sizes and the rest stand for nothing.
+
+    Raises ConfigError for more tokens than the model has positions.
+    """
+    text = architecture.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None and config.max_length > positions:
+        raise ConfigError(f"max_length is {config.max_length}, but the model reads at most {positions} tokens")
+    with torch.device("meta"):
+        model = empty_model(config, architecture)
+    linears = tuple(Linear(name, 1, 1) for name in linear_names(model))
+    nothing = Linear("", 1, 1)
+    block = Block("layer", text.num_hidden_layers, _attention(text, nothing), Mlp("mlp", linears, nothing, False, ""))
+    return Architecture((Embedding("", 1, 1),), (block,), (), nothing, tied=False)
+
+
+def _attention(text: Any, nothing: Linear) -> Attention:  # noqa: ANN401 - every type of model has its own class
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    slides = getattr(text, "use_sliding_window", True)
+    return Attention(
+        name="attention",
+        inputs=(),
+        output=nothing,
+        num_heads=heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=width,
+        value_head_dim=getattr(text, "v_head_dim", None) or width,
+        window=getattr(text, "sliding_window", None) if slides else None,
+    )

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+from transformers import CohereConfig
+
+from calibration.exact import answer
+from planner.memory.estimate import estimate
+from planner.resolve import resolve_step
+from planner.run_config import LoraKnobs, RunConfig
+from planner.traced import TraceQuestion
+from planner.units import GIB
+from profiles.errors import ConfigError, UnsupportedError
+from profiles.gpu_catalog import find_gpu
+from profiles.model_catalog import find_model
+
+T4 = find_gpu("t4")
+SMOLLM = find_model("SmolLM2-135M")
+
+
+def question(**changes):
+    config = RunConfig(
+        model="any",
+        gpu="t4",
+        lora=LoraKnobs(),
+        dtype="float16",
+        mixed_precision="fp16",
+        max_length=512,
+        per_device_train_batch_size=2,
+    )
+    usual = {"config": config, "gpu": T4, "trainer": "fitune", "model": SMOLLM, "folder": None, "usable_bytes": GIB}
+    return TraceQuestion(**{**usual, **changes})
+
+
+@pytest.fixture
+def undescribed(tmp_path: Path) -> Path:
+    """A model of a type that the closed form does not describe."""
+    CohereConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=2000,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    ).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_trace_agrees_with_the_closed_form():
+    asked = question()
+    found = answer(asked)
+    expected = estimate(SMOLLM, resolve_step(asked.config, SMOLLM, T4), T4)
+    assert found.phases[found.binding_phase] == pytest.approx(expected.allocated_bytes, rel=0.02)
+
+
+def test_each_form_of_memory_holds_the_one_before():
+    found = answer(question())
+    allocated = found.phases[found.binding_phase]
+    assert sum(one.bytes for one in found.alive) == pytest.approx(allocated, rel=0.01)
+    assert allocated <= found.reserved_bytes < found.process_bytes
+    low, high = found.interval_bytes
+    assert allocated < low <= found.process_bytes < high
+
+
+def test_what_is_alive_is_named():
+    alive = {one.kind: one.why for one in answer(question()).alive}
+    assert "model.embed_tokens.weight" in alive["weight"]
+    assert "30 x" in alive["adapter"]
+
+
+def test_on_a_cpu_live_tensors_are_all_there_is():
+    config = question().config.model_copy(update={"dtype": "float32", "mixed_precision": "no", "gpu": None})
+    found = answer(question(config=config, gpu=None))
+    assert found.phases[found.binding_phase] == found.process_bytes == found.interval_bytes[1]
+
+
+def test_an_undescribed_architecture_is_traced_from_its_config(undescribed):
+    found = answer(question(model=None, folder=undescribed))
+    assert found.binding_phase in found.phases
+    assert any(one.kind == "adapter" for one in found.alive)
+
+
+def test_an_undescribed_architecture_knows_its_limits(undescribed):
+    config = question().config.model_copy(update={"max_length": 4096})
+    with pytest.raises(ConfigError, match="at most 1024"):
+        answer(question(model=None, folder=undescribed, config=config))
+
+
+def test_what_transformers_does_not_know_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nothing_like_it"}')
+    with pytest.raises(UnsupportedError, match="nothing_like_it"):
+        answer(question(model=None, folder=tmp_path))
