@@ -131,7 +131,7 @@ def test_epochs_decide_where_no_number_of_steps_is_given(tiny_config, train):
     ("knobs", "kind", "sentence"),
     [
         ({"data": None}, ConfigError, "no data section"),
-        ({"lora": LoraKnobs(target_modules=("query",))}, ConfigError, r"target_modules is \('query',\), which"),
+        ({"lora": LoraKnobs(target_modules=("query",))}, ConfigError, r"Target modules \{'query'\} not found"),
         ({"optim": "adamw_8bits"}, ConfigError, "optim is adamw_8bits, but Transformers has no such"),
         ({"max_length": 4096}, ConfigError, "max_length is 4096, but .* reads at most 512 tokens"),
         ({"max_length": 2}, DataError, "no train row has a token to learn within max_length 2"),
