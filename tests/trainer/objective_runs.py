@@ -181,8 +181,9 @@ def table() -> list[str]:
 
 def main() -> None:
     """Write the table into trainer/README.md."""
-    text = README.read_text(encoding="utf-8")
     block = "\n".join((BEGIN, *table(), END))
+    # The runs take minutes, in which others may write.
+    text = README.read_text(encoding="utf-8")
     README.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", block, text, flags=re.DOTALL), encoding="utf-8")
 
 
