@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from profiles.errors import UnsupportedError
 from trainer.base_checkpoint import TensorReader
 
 LAYERWISE = frozenset({"ADALORA", "BOFT", "IA3", "LOHA", "LOKR", "LORA", "OFT", "VERA"})
@@ -45,11 +46,15 @@ class Layer:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def merge(self, reader: TensorReader) -> dict[str, torch.Tensor]:
-        """The merged float32 tensors by the name to write."""
+        """The merged float32 tensors by the name to write. Raises UnsupportedError if PEFT does not merge this kind."""
         for name, source in self.sources.items():
             # A copy, because PEFT adds to it in place, and what is read is a map of the file.
             self.module.get_parameter(name).data = reader.read(source).to(torch.float32, copy=True)
-        self.adapter.merge()
+        try:
+            self.adapter.merge()
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UnsupportedError(f"PEFT cannot merge {next(iter(self.outputs.values()))}: {reason}") from error
         merged = self.adapter.get_base_layer()
         tensors = {output: merged.get_parameter(name).data for name, output in self.outputs.items()}
         for parameter in (*self.module.parameters(), *merged.parameters()):

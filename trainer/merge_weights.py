@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from profiles.errors import InputError, RunError, UnsupportedError
 from trainer.base_checkpoint import INDEX_FILE, BaseCheckpoint
@@ -152,13 +153,19 @@ class _Source:
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The base with its weights, on the CPU."""
-        return self._model_class.from_pretrained(
-            self.base.folder,
-            config=self._config(),
-            dtype=dtype,
-            trust_remote_code=self._trust_remote_code,
-            use_safetensors=True,
-        )
+        verbosity = logging.get_verbosity()
+        # The base of a reward model has no score head, which is reported; the adapter brings it.
+        logging.set_verbosity_error()
+        try:
+            return self._model_class.from_pretrained(
+                self.base.folder,
+                config=self._config(),
+                dtype=dtype,
+                trust_remote_code=self._trust_remote_code,
+                use_safetensors=True,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
 
     @property
     def _model_class(self) -> Any:  # noqa: ANN401  # the Auto classes share no type

@@ -157,6 +157,31 @@ def test_as_a_whole_the_merged_model_has_the_logits_of_the_adapter(case, adapted
     assert (logits(model) - expected).abs().max() < 1e-4
 
 
+def test_a_merged_reward_model_has_the_scores_of_the_adapter(bases, tmp_path, caplog):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    from trainer.base_checkpoint import open_base
+    from trainer.merge_weights import plan_merge
+
+    tokens = torch.tensor([[5, 9, 300, 22]])
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(bases("llama"), num_labels=1)
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(model, lora).eval()
+        model.save_pretrained(tmp_path / "adapter")
+        caplog.clear()
+        plan = plan_merge(open_base(str(bases("llama"))), tmp_path / "adapter", torch.float32, False)
+        plan.write(tmp_path, lambda _: None)
+    # Transformers reports that the base has no head of this kind, which is as it should be.
+    assert caplog.text == ""
+    scores = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()(tokens).logits
+    assert (scores - model(tokens).logits).abs().max() < 1e-5
+
+
 def test_the_names_in_the_files_are_those_of_the_base(adapted, tmp_path):
     from trainer.base_checkpoint import open_base
 
@@ -242,6 +267,12 @@ def test_prompts_cannot_be_merged(adapted, tmp_path):
 def test_what_peft_itself_does_not_merge_is_refused(peft_type, adapted, tmp_path):
     base, adapter, _ = adapted("llama", peft_type, {})
     with pytest.raises(UnsupportedError, match=f"PEFT cannot merge {peft_type} into weights: "):
+        merged(base, adapter, tmp_path / "out")
+
+
+def test_a_kind_of_lora_that_peft_does_not_merge_is_refused(adapted, tmp_path):
+    base, adapter, _ = adapted("llama", "LORA", {"alora_invocation_tokens": [5, 9]})
+    with pytest.raises(UnsupportedError, match=r"PEFT cannot merge model\.layers\.0\.\S+: .*aLoRA"):
         merged(base, adapter, tmp_path / "out")
 
 
