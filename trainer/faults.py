@@ -72,7 +72,7 @@ def explaining(config: RunConfig, where: Callable[[], Where]) -> Iterator[None]:
 
 
 def explain(error: BaseException, config: RunConfig, where: Where) -> RunError | None:
-    """The end of memory, disk or another process behind `error`, as an error for the user; None if it is another one."""
+    """The end of memory, disk or another process behind `error`, as an error for the user; None if it is none."""
     if _is_out_of_memory(error):
         moment: Moment = moment_of(error) if where.max_steps else "loading"
         return OutOfMemory(

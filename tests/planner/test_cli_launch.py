@@ -107,7 +107,7 @@ def test_runs_reads_the_file_that_the_trainer_writes():
     assert RECORD_FILE == record.RECORD_FILE
 
 
-def write_record(folder: Path, predicted: int | None, measured: int) -> None:
+def write_record(folder: Path, predicted: int | None, measured: int, restarts: int = 0) -> None:
     folder.mkdir(parents=True)
     line = {
         "config": {"model": "llama2-7b"},
@@ -115,6 +115,7 @@ def write_record(folder: Path, predicted: int | None, measured: int) -> None:
         "measured": {"allocated_bytes": measured, "tokens_per_second": 123.4},
         "environment": {"gpu": None},
         "result": {"status": "completed", "loss": 1.5},
+        "recoveries": [{}] * restarts,
     }
     (folder / RECORD_FILE).write_text(json.dumps(line) + "\n")
 
@@ -130,6 +131,14 @@ def test_runs_shows_predicted_beside_measured(tmp_path, monkeypatch, capsys):
         "  runs/a  llama2-7b  CPU   completed    2.0 GiB   2.0 GiB  +0.0%       123  1.500",
         "  runs/b  llama2-7b  CPU   completed          -   1.0 GiB      -       123  1.500",
     ]
+
+
+@pytest.mark.parametrize(("restarts", "words"), [(1, "completed, restarted once"), (2, "completed, restarted 2 times")])
+def test_runs_says_how_often_memory_ended(tmp_path, monkeypatch, capsys, restarts, words):
+    monkeypatch.setenv("COLUMNS", "140")
+    write_record(tmp_path / "a", 1 << 31, 1 << 31, restarts)
+    assert main(["runs", str(tmp_path)]) == 0
+    assert words in capsys.readouterr().out
 
 
 def test_runs_json_has_the_whole_records(tmp_path, capsys):
@@ -151,12 +160,12 @@ def test_a_folder_without_runs_is_no_error(tmp_path, capsys):
     assert capsys.readouterr() == ("", f"no run is recorded under {tmp_path}\n")
 
 
-def test_an_adapter_whose_memory_is_not_described_is_launched_without_a_prediction(tmp_path, monkeypatch, capsys):
+def test_an_adapter_that_is_not_described_is_predicted_by_a_trace(tmp_path, monkeypatch, capsys):
     path, calls = tmp_path / "run.yaml", []
-    path.write_text("model: llama2-7b\nmethod: peft\npeft: {type: loha}\n", encoding="utf-8")
+    path.write_text("model: SmolLM2-135M\nmethod: peft\npeft: {type: loha}\nmax_length: 64\n", encoding="utf-8")
     monkeypatch.setattr(launch_command, "run_process", lambda argv, stdout: calls.append(argv) or 0)
     assert main(["launch", str(path), "--dry-run", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "note: nothing is predicted: the closed form describes the memory of LoRA, but not of LOHA" in err
-    assert json.loads(out)["config"]["peft"] == {"type": "LOHA"}
-    assert "--prediction" not in calls[0]
+    assert "note: the closed form describes the memory of LoRA, but not of LOHA; tracing the step instead" in err
+    assert json.loads(out)["by"] == "trace"
+    assert "--prediction" in calls[0]
