@@ -16,12 +16,12 @@ from planner.commands.options import Json
 from planner.commands.question import Card, find_card
 from planner.commands.runs import last_record
 from planner.plan import Plan, make_plan
-from planner.prediction import Prediction, Target, predict
+from planner.prediction import Prediction, Target, predict, predict_traced
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document, prediction_document
 from planner.request import Request
 from planner.run_config import RunConfig
-from profiles.errors import EnvironmentFault, UnsupportedError
+from profiles.errors import EnvironmentFault, FituneError, UnsupportedError
 from profiles.model_catalog import resolve_model
 
 MaxRestarts = Annotated[
@@ -69,7 +69,7 @@ def launch(
 
     config = read_run_file(run_file)
     card = _card(config)
-    target = Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
+    target = _target(config, card)
     prediction = _prediction(config, target)
     if prediction is not None and prediction.verdict == "no" and not force:
         return _refuse(prediction, target, json)
@@ -131,13 +131,31 @@ def _card(config: RunConfig) -> Card:
         return find_card(config.gpu)
 
 
-def _prediction(config: RunConfig, target: Target) -> Prediction | None:
-    """What is predicted, or None, with a note, for an adapter whose memory is not described: it trains all the same."""
+def _target(config: RunConfig, card: Card) -> Target:
+    """Where the run happens; an architecture that is not described is known by its folder."""
     try:
-        return predict(config, target)
+        return Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
     except UnsupportedError as error:
-        if config.peft is None and not (config.lora and config.lora.is_variant):
-            raise
+        from planner.commands.undescribed import config_folder
+
+        sys.stderr.write(f"note: {error.message}; tracing the step instead\n")
+        return Target(None, card.gpu, card.free_bytes, folder=config_folder(config.model, error))
+
+
+def _prediction(config: RunConfig, target: Target) -> Prediction | None:
+    """What is predicted: by a trace for what the closed form does not describe, None where that fails as well."""
+    try:
+        if target.model is not None:
+            return predict(config, target)
+    except UnsupportedError as error:
+        sys.stderr.write(f"note: {error.message}; tracing the step instead\n")
+    from planner.report.progress import busy
+
+    try:
+        with busy("tracing the step on fake tensors"):
+            return predict_traced(config, target)
+    except FituneError as error:
+        # What cannot be predicted may train all the same.
         sys.stderr.write(f"note: nothing is predicted: {error.message}\n")
         return None
 
@@ -152,22 +170,28 @@ def _announce(prediction: Prediction, target: Target) -> None:
 def _refuse(prediction: Prediction, target: Target, json: bool) -> int:
     """Say that the run does not fit, and what would."""
     config = prediction.config
-    plan = make_plan(_request(config, target))
+    # What is not described cannot be searched.
+    plan = make_plan(_request(config, target)) if target.model is not None else None
     if json:
         document = prediction_document(prediction, target)
-        print_json(document | {"exit_code": 1, "record": None, "nearest": plan_document(plan)})
+        print_json(document | {"exit_code": 1, "record": None, "nearest": plan_document(plan) if plan else None})
     else:
         _print_refusal(prediction, target, plan)
     return 1
 
 
-def _print_refusal(prediction: Prediction, target: Target, plan: Plan) -> None:
+def _print_refusal(prediction: Prediction, target: Target, plan: Plan | None) -> None:
     from planner.report.answer import print_facts, print_nearest, setting_facts
     from planner.report.breakdown import print_prediction
     from planner.report.console import data_console
 
     console = data_console()
     print_prediction(console, prediction, target)
+    if plan is None:
+        console.print(
+            "\nA shorter max_length, fewer rows at once or a quantized base take less; --force starts it as it is."
+        )
+        return
     if plan.config is not None:
         console.print("\nThe same model, method and length would fit so:")
         print_facts(console, setting_facts(plan.config, plan.tokens_per_second, plan.cost))

@@ -20,14 +20,15 @@ def undescribed_question(
     Raises `why` where there is no folder with a config.json, and ConfigError for knobs that contradict each other.
     """
     written = read_run_file(Path(subject)) if names_run_file(subject) else None
-    folder = _config_folder(written.model if written else subject, why)
+    folder = config_folder(written.model if written else subject, why)
     card = find_card(gpu or written.gpu or "cpu") if written else card_or_cpu(gpu)
     config = with_knobs(written or _usual(subject, card, wishes), pinned_knobs(wishes))
     sys.stderr.write(f"note: {why.message}; tracing the step instead\n")
     return config, Target(None, card.gpu, card.free_bytes, trainer, folder)
 
 
-def _config_folder(name: str, why: UnsupportedError) -> Path:
+def config_folder(name: str, why: UnsupportedError) -> Path:
+    """The folder with the config.json of a model, from the Hub if need be. Raises `why` if there is none."""
     if (Path(name) / "config.json").is_file():
         return Path(name)
     if "/" in name and not Path(name).exists():

@@ -135,9 +135,10 @@ def test_runs_shows_predicted_beside_measured(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("restarts", "words"), [(1, "completed, restarted once"), (2, "completed, restarted 2 times")])
 def test_runs_says_how_often_memory_ended(tmp_path, monkeypatch, capsys, restarts, words):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
-    write_record(tmp_path / "a", 1 << 31, 1 << 31, restarts)
-    assert main(["runs", str(tmp_path)]) == 0
+    write_record(tmp_path / "runs/a", 1 << 31, 1 << 31, restarts)
+    assert main(["runs"]) == 0
     assert words in capsys.readouterr().out
 
 
