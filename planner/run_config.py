@@ -254,6 +254,12 @@ class RunConfig(Knobs):
         return self
 
     @model_validator(mode="after")
+    def _samples_can_be_taken(self) -> Self:
+        if self.samples is not None and self.objective == "reward":
+            raise ValueError("samples asks for answers, but a model with objective reward gives scores; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _evaluation_agrees(self) -> Self:
         wants = [name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(self, name)]
         if not wants:

@@ -141,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FituneError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"\nhint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: the run folder cannot be written: {error}\n")
+        return 1
     except KeyboardInterrupt:
         # Between two processes; while one trains, the signal is for it.
         return 128 + signal.SIGINT

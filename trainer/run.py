@@ -178,7 +178,8 @@ def train(trainer: Trainer, job: Job, checkpoint: Path | None, interruption: Int
     output_dir = Path(job.config.output_dir)
 
     def where() -> Where:
-        discard_partial_checkpoints(output_dir)
+        if rank() == 0:
+            discard_partial_checkpoints(output_dir)
         return Where(trainer.state.global_step, trainer.state.max_steps, last_checkpoint(output_dir), job.run_file)
 
     with explaining(job.config, where):

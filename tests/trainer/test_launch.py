@@ -190,6 +190,13 @@ def test_mistakes_are_told_in_a_sentence(config, tmp_path, capsys):
     assert capsys.readouterr().err == ("error: the run file has no data section\n\nhint: add `data: {path: FILE}`\n")
 
 
+def test_a_run_folder_that_cannot_be_made_is_told(config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    write_run_file(config.model_copy(update={"output_dir": str(tmp_path / "file" / "run")}), tmp_path / "run.yaml")
+    assert main([str(tmp_path / "run.yaml")]) == 1
+    assert capsys.readouterr().err.startswith("error: the run folder cannot be written: ")
+
+
 def test_launching_needs_no_torch():
     code = "import sys, trainer.launch, trainer.record, trainer.data_formats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

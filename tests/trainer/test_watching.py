@@ -72,6 +72,11 @@ def test_the_best_checkpoint_needs_evaluations(evaluated, knobs, rule):
         evaluated(load_best_model_at_end=True, **knobs)
 
 
+def test_a_model_that_scores_is_asked_for_no_answers(tiny_config):
+    with pytest.raises(ValueError, match="samples asks for answers, but a model with objective reward gives scores"):
+        tiny_config(objective="reward", samples=SampleKnobs(prompts=("a",)))
+
+
 def test_samples_are_kept_and_change_nothing(tiny_config, train, tmp_path, capsys):
     plain = tiny_config(max_steps=4, output_dir=str(tmp_path / "plain"))
     asked = tiny_config(
