@@ -113,11 +113,18 @@ def kernels(step: StepSpec) -> dict[object, Kernel]:
         everywhere
         | {
             aten._softmax_backward_data.default: _softmax_backward,
+            aten.native_layer_norm.default: _layer_norm,
             aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
             aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
         }
         | BITSANDBYTES_KERNELS
     )
+
+
+def _layer_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+    """Means and deviations are in float32 whatever the input is (`layer_norm_cuda` in aten `layer_norm_kernel.cu`)."""
+    out, mean, deviation = aten.native_layer_norm.default(x, *rest)
+    return out, torch.empty_like(mean, dtype=torch.float32), torch.empty_like(deviation, dtype=torch.float32)
 
 
 def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:

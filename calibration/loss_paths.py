@@ -39,7 +39,7 @@ def take_loss_path(trainer: Trainer, step: StepSpec) -> None:
     if step.upcast_in_model:
         model.get_output_embeddings().register_forward_hook(lambda _head, _inputs, logits: logits.float())
     if step.output_alive:
-        _keep_output(trainer, model)
+        _keep_output(trainer)
 
 
 def _full(step: StepSpec, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **_: object) -> torch.Tensor:
@@ -74,7 +74,7 @@ class InPlaceCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return logits, None
 
 
-def _chunked(head: nn.Linear, logits: torch.Tensor, labels: torch.Tensor, **_: object) -> torch.Tensor:
+def _chunked(head: nn.Linear, logits: torch.Tensor, labels: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     """A few rows of logits at a time, made again in the backward pass."""
     hidden = logits.flatten(0, 1)
     labels = functional.pad(labels, (0, 1), value=-100)[..., 1:].reshape(-1)
@@ -87,7 +87,7 @@ def _chunk_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
     return functional.cross_entropy(functional.linear(hidden, weight).float(), labels, reduction="sum")
 
 
-def _liger(head: nn.Linear, logits: torch.Tensor, labels: torch.Tensor, **_: object) -> torch.Tensor:
+def _liger(head: nn.Linear, logits: torch.Tensor, labels: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     hidden = logits.flatten(0, 1)
     if torch.is_autocast_enabled("cpu"):
         hidden = hidden.to(torch.get_autocast_dtype("cpu"))
@@ -125,21 +125,15 @@ class FusedLinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return gradient, weight_gradient, None
 
 
-def _keep_output(trainer: Trainer, model: nn.Module) -> None:
-    """Hold the model's output, and so its logits, until there is a new one, as a loop that names it does.
-
-    Where accelerate made a float32 output of it, both are held.
-    """
+def _keep_output(trainer: Trainer) -> None:
+    """Hold the model's output, and so its logits, until there is a new one, as a loop that names it does."""
     compute_loss = trainer.compute_loss
-    made: list[object] = []
     kept: list[object] = []
-    model.register_forward_hook(lambda _model, _inputs, output: made.append(output))
 
     def keeping(model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> torch.Tensor:  # noqa: ANN401
         loss: torch.Tensor
         loss, outputs = compute_loss(model, inputs, return_outputs=True, **options)
-        kept[:] = [*made, outputs]
-        made.clear()
+        kept[:] = [outputs]
         return loss
 
     trainer.compute_loss = keeping

@@ -132,7 +132,7 @@ def attention_kernel(
         return "flash", False
     if gpu is None:
         # The fused kernel of a CPU has no dropout.
-        return ("math", False) if any(block.dropout for block in arch.blocks) else ("flash", masked)
+        return ("math", False) if any("attention" in block.dropout for block in arch.blocks) else ("flash", masked)
     dtype = AUTOCAST[config.mixed_precision] or config.dtype
     attentions = [block.attention for block in arch.blocks]
     if any(attention.head_dim > LARGEST_FUSED_HEAD or attention.broadcasts_kv for attention in attentions):

@@ -13,6 +13,10 @@ NormKind = Literal["rms_norm", "layer_norm"]
 
 ScoreBias = Literal["alibi", "relative"]
 
+DropoutPlace = Literal["embedding", "attention", "activation", "residual"]
+"""What is dropped out in training: the embedding's output, attention weights, the inside of the MLP, and the outputs of
+attention and MLP."""
+
 EagerScores = Literal["input", "float32_softmax", "float32"]
 """Precision of eager attention: the input's dtype, softmax in float32 and cast back, or scores in float32 as well."""
 
@@ -82,7 +86,9 @@ class Attention:
     plus rotary key, and the up-projection to keys and values. `head_dim` is that of queries and keys, `value_head_dim`
     that of values. `rotary_dim` is 0 without rotary positions. `window` is the number of keys a query sees, None for
     all. `score_bias` is a tensor of (heads, seq_len, seq_len) that is added to the scores. With `broadcasts_kv` the one
-    head of keys and values is left to broadcasting, which torch's fused kernels refuse.
+    head of keys and values is left to broadcasting, which torch's fused kernels refuse. Where it `rotates_apart`, the
+    rotated part of each head is joined to the rest by a copy. With `scales_query` the query is multiplied before the
+    scores are.
     """
 
     name: str
@@ -100,6 +106,8 @@ class Attention:
     eager_scores: EagerScores = "float32_softmax"
     kv_lora_rank: int | None = None
     broadcasts_kv: bool = False
+    rotates_apart: bool = False
+    scales_query: bool = False
     extra_parameters: int = 0
     cross: bool = False
 
@@ -172,8 +180,7 @@ class Block:
     The four norms stand before and after attention and MLP; None where the model has none there. Those after normalize
     the output of attention or MLP, or with `norms_after_residual` the sum of that output and the residual stream. In a
     `parallel` block attention and MLP read the same residual stream and their outputs are added together; without a
-    norm of its own the MLP reads what attention reads. With `dropout` the outputs of attention and MLP, the attention
-    weights and what is inside the MLP are dropped out in training.
+    norm of its own the MLP reads what attention reads. `dropout` are the places where the layer drops out in training.
     """
 
     name: str
@@ -188,7 +195,7 @@ class Block:
     norms_after_residual: bool = False
     cross_attention: Attention | None = None
     norm_before_cross_attention: Norm | None = None
-    dropout: bool = False
+    dropout: tuple[DropoutPlace, ...] = ()
     digest: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -242,7 +249,8 @@ class Architecture:
     where the widths differ, in and out. `position_biases` are the tables of learned attention biases by distance.
     `logit_softcap` squashes the logits with a tanh. `linear_class` is the class of the blocks' projections:
     bitsandbytes quantizes `Linear` and `Conv1D`, not their subclasses. `float32_modules` stay in float32 when the model
-    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower).
+    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower). `buffer_bytes` are
+    the sizes of large tensors that are no weights, such as a causal mask of all positions.
     """
 
     embeddings: tuple[Embedding, ...]
@@ -258,6 +266,7 @@ class Architecture:
     linear_class: str = "Linear"
     float32_modules: tuple[str, ...] = ()
     other_parameters: int = 0
+    buffer_bytes: tuple[int, ...] = ()
     digest: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

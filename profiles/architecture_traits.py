@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from profiles.architecture import AttentionCode, EagerScores, NormKind
+from profiles.architecture import AttentionCode, DropoutPlace, EagerScores, NormKind
 from profiles.errors import UnsupportedError
 from profiles.model import LayerType, ModelProfile
 
@@ -56,7 +56,8 @@ class AttentionTraits(_Traits):
     `inputs` are three names, or one if q, k and v are one matrix. `low_rank_query` are the two names that replace the
     first one when the config has a `q_lora_rank`. `rotary_factor` is the rotated part of a head unless the config has
     its own. `qk_norm` says whether q and k norms see one head or all of them.
-    `relative_buckets` are the rows of a table of distances, one for each stack.
+    `relative_buckets` are the rows of a table of distances, one for each stack. `buffers` are what a class keeps for all
+    positions: one causal mask, a causal mask for each layer, or a float32 table of rotations for each layer.
     """
 
     name: str
@@ -73,6 +74,9 @@ class AttentionTraits(_Traits):
     sinks: bool = False
     eager_scores: EagerScores = "float32_softmax"
     broadcasts_kv: bool = False
+    rotates_apart: bool = False
+    scales_query: bool = False
+    buffers: Literal["mask", "mask_per_layer", "positions_per_layer"] | None = None
 
 
 class MlpTraits(_Traits):
@@ -124,8 +128,8 @@ class ArchitectureTraits(_Traits):
 
     `layer_pattern` repeats over the layers of a model that has a sliding window. `remote` says that the class is not
     part of Transformers but of the repository on the Hub. `isolates_documents` says whether documents that are joined
-    to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` says
-    whether the layers of published models have dropout.
+    to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` is
+    where published models have it.
     """
 
     source: str
@@ -134,7 +138,7 @@ class ArchitectureTraits(_Traits):
     float32_modules: tuple[str, ...] = ()
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
     isolates_documents: bool = True
-    dropout: bool = False
+    dropout: tuple[DropoutPlace, ...] = ()
     parallel: bool = False
     norms_after_residual: bool = False
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)

@@ -31,6 +31,7 @@ def architecture(model: ModelProfile) -> Architecture:
         linear_class=traits.linear_class,
         float32_modules=traits.float32_modules,
         other_parameters=model.num_other_parameters,
+        buffer_bytes=_buffer_bytes(model, traits),
     )
 
 
@@ -139,6 +140,8 @@ def _attention(model: ModelProfile, traits: ArchitectureTraits, kind: _LayerKind
         score_bias=_SCORE_BIAS.get(names.positions),
         eager_scores=names.eager_scores,
         broadcasts_kv=names.broadcasts_kv,
+        rotates_apart=names.rotates_apart,
+        scales_query=names.scales_query,
         extra_parameters=model.num_attention_heads if names.sinks else 0,
     )
 
@@ -272,6 +275,17 @@ def _position_biases(model: ModelProfile, traits: ArchitectureTraits) -> tuple[E
         return ()
     table = Embedding("relative_attention_bias", traits.attention.relative_buckets, model.num_attention_heads)
     return (table, table) if model.is_encoder_decoder else (table,)
+
+
+def _buffer_bytes(model: ModelProfile, traits: ArchitectureTraits) -> tuple[int, ...]:
+    """Causal masks of a byte a pair of positions, or four bytes for each position and rotated element."""
+    kind = traits.attention.buffers
+    if kind is None:
+        return ()
+    positions = _needed(model, "max_position_embeddings")
+    if kind == "positions_per_layer":
+        return (positions * _rotary_dim(model, traits) * 4,) * model.num_hidden_layers
+    return (positions * positions,) * (1 if kind == "mask" else model.num_hidden_layers)
 
 
 def _needed(model: ModelProfile, field: str) -> int:

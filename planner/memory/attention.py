@@ -1,13 +1,17 @@
 """Attention on the tape: what each kernel keeps and what it needs while it runs.
 
 Sources: Transformers 5.23 `integrations/sdpa_attention.py` and `eager_attention_forward`; torch 2.13
-`aten/src/ATen/native/transformers/{sdp_utils.cpp,cuda/attention_backward.cu}`.
+`aten/src/ATen/native/transformers/{sdp_utils.cpp,cuda/attention_backward.cu}`, `cuda/SoftMax.cu`
+(`softmax_backward_cuda_out`), `SoftMax.cpp`.
 """
 
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor, rounded
 from planner.run_config import DTYPE_BYTES
 from profiles.architecture import Attention
+
+FLASH_TILE_ROWS, FLASH_TILE_WIDTH = 128, 32
+"""Rows and head widths are rounded up to these in the flash kernel's backward pass (`flash_api.cpp`, `mha_bwd`)."""
 
 
 def attend(
@@ -19,11 +23,13 @@ def attend(
     bias = _position_bias(ops, attention, num_scores, query.itemsize)
     if ops.autocast_size:
         query, key, value = (ops.cast(tensor, ops.autocast_size) for tensor in (query, key, value))
-    if step.attention in ("eager", "math") or step.expand_kv:
+    if step.attention != "flash" or step.expand_kv:
         key, value = (_repeated(ops, attention, tensor) for tensor in (key, value))
     if step.attention in ("eager", "math"):
         return _materialized(ops, attention, query, key, value, num_scores, bias, dropout)
-    return _fused(ops, attention, query, key, value, bias)
+    out = _fused(ops, attention, query, key, value, bias)
+    # The flash kernel's output lies in memory as its query does, whose parts were joined head by head.
+    return _contiguous(ops, out, out.itemsize) if attention.rotates_apart and step.attention == "flash" else out
 
 
 def _num_scores(ops: Operators, attention: Attention, key: Tensor) -> int:
@@ -71,15 +77,33 @@ def _fused(
     """
     step = ops.step
     out = _output(ops, attention, query.itemsize)
+    random = tuple(Tensor(f"attention random {part}", 1, 8, False) for part in ("seed", "offset"))
     sums = Tensor("attention log-sum-exp", ops.tokens * attention.num_heads, ROW_STATISTICS)
-    saved: tuple[Tensor, ...] = (query, key, value, out, sums)
+    saved: tuple[Tensor, ...] = (query, key, value, out, sums, *random)
     inputs: tuple[Tensor, ...] = (query, key, value)
     if bias:
         inputs, saved = (*inputs, bias), (*saved, bias)
     elif step.masked:
         saved += (Tensor("attention mask", step.num_tokens * step.seq_len, query.itemsize, False),)
-    accumulator = rounded(query.elements * FLOAT32) if step.device == "cuda" and query.itemsize < FLOAT32 else 0
-    return ops.tape.add(Op("attention", inputs, (out,), saved, backward_scratch=accumulator))
+    scratch = _flash_scratch if step.attention == "flash" else _efficient_scratch
+    needed = scratch(ops, attention, query, key) if step.device == "cuda" else 0
+    return ops.tape.add(Op("attention", inputs, (out,), saved, backward_scratch=needed))
+
+
+def _efficient_scratch(ops: Operators, attention: Attention, query: Tensor, key: Tensor) -> int:
+    """Bytes of float32 sums of the query's gradient, for queries of 16 bit."""
+    return rounded(query.elements * FLOAT32) if query.itemsize < FLOAT32 else 0
+
+
+def _flash_scratch(ops: Operators, attention: Attention, query: Tensor, key: Tensor) -> int:
+    """Bytes of float32 sums of the query's gradient in whole tiles, and of gradients of keys and values for all heads."""
+    rows, heads = ops.step.seq_len, attention.num_heads
+    padded_rows = -(-rows // FLASH_TILE_ROWS) * FLASH_TILE_ROWS
+    padded_width = -(-attention.head_dim // FLASH_TILE_WIDTH) * FLASH_TILE_WIDTH
+    row_sums = ops.step.micro_batch * heads * padded_rows
+    groups = heads // attention.num_kv_heads
+    expanded = 2 * rounded(key.elements * groups * key.itemsize) if groups > 1 and not ops.step.expand_kv else 0
+    return rounded(row_sums * FLOAT32) + rounded(row_sums * padded_width * FLOAT32) + expanded
 
 
 def _materialized(
@@ -114,19 +138,18 @@ def _materialized(
     masked = ops.tape.add(Op("masked scores", added, (scores("masked scores"),), passes_grad=True))
     ops.tape.hold(scaled)
     softmax = scores("softmax", size if not math and attention.eager_scores == "input" else FLOAT32)
-    wide = masked if ops.step.device == "cuda" else ops.cast(masked, softmax.itemsize)
-    ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=_widened(softmax, wide)))
+    # From float16, but not from bfloat16, CUDA takes the softmax in float32 without a copy.
+    reads_narrow = ops.step.device == "cuda" and ops.step.compute_dtype == "float16"
+    wide = masked if reads_narrow else ops.cast(masked, softmax.itemsize)
+    # CUDA multiplies gradient and output before it subtracts the sums.
+    product = softmax.bytes if ops.step.device == "cuda" else 0
+    ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=product))
     weights = ops.cast(softmax, query.itemsize)
     weights = ops.dropout(weights) if dropout else weights
     out = _output(ops, attention, query.itemsize)
     ops.tape.add(Op("attention", (weights, value), (out,), (weights, value)))
     ops.tape.hold(weights)
     return _contiguous(ops, out, DTYPE_BYTES[ops.step.compute_dtype] if math else out.itemsize)
-
-
-def _widened(softmax: Tensor, source: Tensor) -> int:
-    """Bytes of the float32 gradient that precedes the cast to a 16-bit source."""
-    return softmax.bytes if source.itemsize < softmax.itemsize else 0
 
 
 def _contiguous(ops: Operators, x: Tensor, itemsize: int) -> Tensor:

@@ -93,43 +93,45 @@ def final_norm_memory(norm: Norm, step: StepSpec, hidden_size: int, dropout: boo
 
 def _sequential(ops: Operators, block: Block, x: Tensor, encoded: Tensor | None) -> None:
     branch = _normed(ops, block.norm_before_attention, x)
-    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch, block.dropout))
+    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch, block))
     x = ops.add("residual after attention", x, _dropped(ops, block, branch))
     if block.cross_attention and encoded:
         branch = _normed(ops, block.norm_before_cross_attention, x)
-        branch = _attention(ops, block.cross_attention, branch, block.dropout, encoded)
+        branch = _attention(ops, block.cross_attention, branch, block, encoded)
         x = ops.add("residual after cross-attention", x, _dropped(ops, block, branch))
     branch = _normed(ops, block.norm_before_mlp, x)
-    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch, block.dropout))
+    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch, "activation" in block.dropout))
     ops.add("residual after mlp", x, _dropped(ops, block, branch))
 
 
 def _dropped(ops: Operators, block: Block, x: Tensor) -> Tensor:
-    return ops.dropout(x) if block.dropout else x
+    return ops.dropout(x) if "residual" in block.dropout else x
 
 
 def _parallel(ops: Operators, block: Block, x: Tensor) -> None:
     """Attention and MLP read the same stream; a missing second norm means that they share the first."""
     normed = _normed(ops, block.norm_before_attention, x)
-    attended = _attention(ops, block.attention, normed, block.dropout)
+    attended = _dropped(ops, block, _attention(ops, block.attention, normed, block))
     second = _normed(ops, block.norm_before_mlp, x) if block.norm_before_mlp else normed
-    fed = _feed_forward(ops, block.mlp, second, block.dropout)
-    ops.add("residual", ops.add("attention + mlp", attended, fed), x)
+    fed = _feed_forward(ops, block.mlp, second, "activation" in block.dropout)
+    ops.add("residual", ops.add("attention + mlp", attended, _dropped(ops, block, fed)), x)
 
 
 def _normed(ops: Operators, norm: Norm | None, x: Tensor) -> Tensor:
     return ops.norm(norm, x) if norm else x
 
 
-def _attention(ops: Operators, attention: Attention, x: Tensor, dropout: bool, encoded: Tensor | None = None) -> Tensor:
+def _attention(ops: Operators, attention: Attention, x: Tensor, block: Block, encoded: Tensor | None = None) -> Tensor:
     """Attention of `x` to itself, or to the encoder's output."""
-    if attention.kv_lora_rank:
-        query, key, value = _latent_heads(ops, attention, x)
-    else:
-        query, key, value = _heads(ops, attention, x, encoded)
-    out = ops.linear(attention.output, attend(ops, attention, query, key, value, dropout))
-    ops.tape.hold(query, key, value)
-    return out
+    with ops.tape.inside(attention.name):
+        if attention.kv_lora_rank:
+            query, key, value = _latent_heads(ops, attention, x)
+        else:
+            query, key, value = _heads(ops, attention, x, encoded)
+        heads = attend(ops, attention, query, key, value, "attention" in block.dropout)
+        out = ops.linear(attention.output, heads)
+        ops.tape.hold(query, key, value)
+        return out
 
 
 def _heads(ops: Operators, attention: Attention, x: Tensor, encoded: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,6 +140,8 @@ def _heads(ops: Operators, attention: Attention, x: Tensor, encoded: Tensor | No
     projections = [ops.linear(linear, source) for linear, source in zip(attention.inputs, sources, strict=True)]
     ops.tape.hold(x)
     query, key, value = projections if len(projections) == 3 else _split(ops, attention, projections[0])
+    if attention.scales_query:
+        query = ops.tape.add(Op("scaled query", (query,), (Tensor("scaled query", query.elements, query.itemsize),)))
     for norm in attention.norms:
         if norm.name.startswith("q"):
             query = ops.norm(norm, query)
@@ -187,7 +191,8 @@ def _split(ops: Operators, attention: Attention, fused: Tensor) -> tuple[Tensor,
 
 
 def _feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor, dropout: bool) -> Tensor:
-    return _mlp(ops, mlp, x, dropout) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
+    with ops.tape.inside(mlp.name):
+        return _mlp(ops, mlp, x, dropout) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
 
 
 def _mlp(ops: Operators, mlp: Mlp, x: Tensor, dropout: bool = False) -> Tensor:

@@ -15,8 +15,9 @@ FLOAT32 = 4
 ROW_STATISTICS = 4
 """Bytes of one float32 number a row: a mean, a reciprocal deviation, a log-sum-exp."""
 
-SELF_CONTAINED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_python_tanh", "relu"}
-"""Activations that are one torch operator, which keeps its input only. Others are spelled out in Python."""
+SELF_CONTAINED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_python_tanh", "relu", "bloom_gelu"}
+"""Activations that are one function of autograd, which keeps its input only, or as relu does its result. Others are
+spelled out in Python."""
 
 
 @dataclass(slots=True)
@@ -62,8 +63,11 @@ class Operators:
 
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
         """A normalization of `x`; autograd keeps its float32 input where the module computes in float32."""
-        if norm.kind == "layer_norm":
-            return self._layer_norm(norm, x)
+        with self.tape.inside(norm.name):
+            return self._layer_norm(norm, x) if norm.kind == "layer_norm" else self._rms_norm(norm, x)
+
+    def _rms_norm(self, norm: Norm, x: Tensor) -> Tensor:
+        """Transformers' own norm, spelled out in Python."""
         wide = self.cast(x, FLOAT32) if norm.upcast else x
         rows = x.elements // norm.size
         inverse = Tensor(f"{norm.name} deviation", rows, ROW_STATISTICS)
@@ -95,13 +99,20 @@ class Operators:
     def _layer_norm(self, norm: Norm, x: Tensor) -> Tensor:
         """Torch's own layer norm, which autocast runs in float32 on a GPU and leaves alone on a CPU."""
         wide = self.cast(x, FLOAT32) if self.autocast_size and self.step.device == "cuda" else x
-        statistics = Tensor(f"{norm.name} mean and deviation", 2 * x.elements // norm.size, ROW_STATISTICS)
+        mean, deviation = (
+            Tensor(f"{norm.name} {name}", x.elements // norm.size, ROW_STATISTICS) for name in ("mean", "deviation")
+        )
         out = Tensor(norm.name, x.elements, wide.itemsize)
         gradients = self.gradient_bytes(norm.num_parameters)
-        return self.tape.add(Op(norm.name, (wide,), (out,), saved=(wide, statistics), parameter_gradients=gradients))
+        saved = (wide, mean, deviation)
+        return self.tape.add(Op(norm.name, (wide,), (out,), saved, parameter_gradients=gradients))
 
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
+        with self.tape.inside(linear.name):
+            return self._linear(linear, x)
+
+    def _linear(self, linear: Linear, x: Tensor) -> Tensor:
         adapter = self.step.adapter
         quantized = self.step.quantization is not None and linear.quantizable
         result = self._quantized(linear, x) if quantized else self.plain(linear, x)
@@ -196,7 +207,7 @@ class Operators:
         """The non-linearity; one that is spelled out in Python keeps four tensors of its width instead of one."""
         out = Tensor(name, x.elements, x.itemsize)
         if name in SELF_CONTAINED_ACTIVATIONS:
-            return self.tape.add(Op(name, (x,), (out,), (x,)))
+            return self.tape.add(Op(name, (x,), (out,), (out if name == "relu" else x,)))
         half = Tensor(f"{name} half", x.elements, x.itemsize)
         tanh = Tensor(f"{name} tanh", x.elements, x.itemsize)
         shifted = Tensor(f"{name} 1 + tanh", x.elements, x.itemsize)

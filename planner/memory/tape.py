@@ -5,6 +5,8 @@ the record counts live bytes as reference counting does, in microseconds and wit
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 BLOCK_BYTES = 512
@@ -47,6 +49,7 @@ class Op:
     gradients of weights that its backward makes and that stay. `cached` tensors live until the autocast region ends.
     With `passes_grad` its backward makes nothing: the inputs get the very gradient that came, as in an addition.
     `unhooked` tensors are held by an autograd function as plain attributes, where checkpointing cannot drop them.
+    `module` is the name of the module that runs it, which the tape knows.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Op:
     parameter_gradients: int = 0
     cached: tuple[Tensor, ...] = ()
     unhooked: tuple[Tensor, ...] = ()
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +88,26 @@ class Tape:
 
     `adds_in_place` says whether autograd adds a second gradient of a tensor to the first. It does, except while a
     Python dispatch mode counts live bytes, as on a CPU (ATen `isTensorSubclassLike`, `input_buffer.cpp`). Tensors
-    `outside` are kept by somebody else, such as an encoder's output; only their gradients count.
+    `outside` are kept by somebody else, such as an encoder's output; only their gradients count. `module` is the name
+    of the module at work.
     """
 
     source: Tensor
     adds_in_place: bool = True
     ops: list[Op] = field(default_factory=list)
     outside: tuple[Tensor, ...] = ()
+    module: str = ""
+
+    @contextmanager
+    def inside(self, module: str) -> Iterator[None]:
+        """While active, what is added is run by `module`."""
+        caller, self.module = self.module, module
+        yield
+        self.module = caller
 
     def add(self, op: Op) -> Tensor:
         """The first output of `op`, which is now the last operator."""
+        op.module = self.module
         self.ops.append(op)
         return op.outputs[0]
 
@@ -110,6 +124,12 @@ class Tape:
         """What autograd keeps for the backward pass, each tensor once, in the order of the forward pass."""
         kept = dict.fromkeys(tensor.storage for op in self.ops for tensor in op.saved)
         return tuple(storage for storage in kept if storage not in self.outside)
+
+    def saved_by_module(self) -> Iterator[tuple[str, Tensor]]:
+        """The saved tensors with the module that made each; the source's is the empty name."""
+        makers = {tensor.storage: op.module for op in reversed(self.ops) for tensor in op.saved}
+        makers |= {self.source: ""} | {tensor.storage: op.module for op in reversed(self.ops) for tensor in op.outputs}
+        return ((makers[tensor], tensor) for tensor in self.saved())
 
     def saved_bytes(self) -> int:
         """Bytes of all saved tensors."""

@@ -100,7 +100,7 @@ class Timeline:
 def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     """The activations and gradients of one step over time; they are the same on every card that runs this step."""
     groups = tuple(layer_groups(architecture, step))
-    embedded = _embedding_output(step, groups[0])
+    embedded = _embedding_output(step, groups[0]) + _dropout_masks(architecture, step)
     stored = embedded + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)))
@@ -142,7 +142,7 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
         encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
         carried = encoded if block.cross_attention else 0
         if block.cross_attention:
-            norm = final_norm_memory(architecture.final_norms[0], key, width, block.dropout)
+            norm = final_norm_memory(architecture.final_norms[0], key, width, "residual" in block.dropout)
             yield LayerGroup(norm, 1, False, False)
         if checkpointed:
             yield LayerGroup(memory, checkpointed, True, step.checkpoint_offload, carried)
@@ -160,7 +160,16 @@ def _embedding_output(step: StepSpec, first: LayerGroup) -> int:
 
     PEFT makes it a leaf that requires a gradient, and autograd holds leaves.
     """
-    return first.memory.input_bytes if step.adapter and not first.checkpointed and not first.memory.input_saved else 0
+    kept = step.adapter and not first.checkpointed and not first.memory.input_saved
+    return first.memory.input_bytes if kept else 0
+
+
+def _dropout_masks(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of the mask of the embedding's dropout, of a byte an element on a GPU."""
+    if "embedding" not in architecture.blocks[0].dropout:
+        return 0
+    elements = step.num_tokens * architecture.embeddings[0].columns
+    return rounded(elements * (1 if step.device == "cuda" else DTYPE_BYTES[step.base_dtype]))
 
 
 def _forward(groups: tuple[LayerGroup, ...], stored: int) -> Peak:

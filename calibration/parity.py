@@ -1,0 +1,99 @@
+"""What the closed form says that autograd keeps of a layer, held to what the trace saw, tensor by tensor.
+
+`python -m calibration.parity llama3.1-8b --method qlora --attention eager` prints, for each module of a layer in the
+middle, the saved tensors that both name, and those that only one of them has.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from calibration.model_config import transformers_config
+from calibration.stream import Stream
+from calibration.trace import trace
+from planner.memory.layer import layer_tape
+from planner.memory.tape import rounded
+from planner.network import network
+from planner.step import StepSpec
+from profiles.architecture import Architecture, Block, Experts
+from profiles.model import ModelProfile
+
+LAYER = "(layer)"
+"""Where neither a norm, a projection, attention nor the MLP makes a tensor: the layer itself adds the residual."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A tensor that autograd keeps: the module that made it, its name there or its operator, its bytes."""
+
+    module: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same tensor in closed form and trace; None where one of them does not have it."""
+
+    closed_form: SavedTensor | None
+    trace: SavedTensor | None
+
+
+def saved_pairs(model: ModelProfile, step: StepSpec) -> list[Pair]:
+    """The saved tensors of the middle layer of each block, from both sides."""
+    parts = network(model, step.objective)
+    stream = trace(transformers_config(model), step)
+    pairs: list[Pair] = []
+    first = 0
+    for block in parts.blocks:
+        middle = first + block.count // 2
+        pairs += matched(list(closed_form_saved(parts, block, step)), list(traced_saved(stream, block, middle)))
+        first += block.count
+    return pairs
+
+
+def matched(closed: list[SavedTensor], traced: list[SavedTensor]) -> list[Pair]:
+    """Tensors of one module and of equal bytes are the same, in the order of the forward pass."""
+    pairs = []
+    rest = list(traced)
+    for tensor in closed:
+        twin = next((t for t in rest if (t.module, t.bytes) == (tensor.module, tensor.bytes)), None)
+        if twin:
+            rest.remove(twin)
+        pairs.append(Pair(tensor, twin))
+    return pairs + [Pair(None, tensor) for tensor in rest]
+
+
+def closed_form_saved(parts: Architecture, block: Block, step: StepSpec) -> Iterator[SavedTensor]:
+    """What the tape of a layer keeps. Its input, which the layer before made, stands for its output, which is alike."""
+    tape = layer_tape(
+        block, step if parts.quantizable else replace(step, quantization=None), parts.embeddings[0].columns
+    )
+    for module, tensor in tape.saved_by_module():
+        yield SavedTensor(module or LAYER, tensor.name, tensor.bytes)
+
+
+def traced_saved(stream: Stream, block: Block, layer: int) -> Iterator[SavedTensor]:
+    """What the trace saw as saved in one layer, in the last step."""
+    modules = set(module_names(block))
+    found: list[SavedTensor] = []
+    for allocation in stream.allocations:
+        inside = _inside(allocation.module, layer)
+        if inside is None or allocation.kind != "saved tensor":
+            continue
+        named = [part for part in inside if part in modules]
+        found.append(SavedTensor(named[-1] if named else LAYER, allocation.name, rounded(allocation.bytes)))
+    yield from found[len(found) // 2 :]
+
+
+def module_names(block: Block) -> Iterator[str]:
+    """Names of the modules of a layer that the closed form knows."""
+    yield from (linear.name for linear in block.linears)
+    yield from (norm.name for norm in block.norms)
+    yield from (part.name for part in (block.attention, block.cross_attention, block.mlp) if part)
+
+
+def _inside(module: str, layer: int) -> list[str] | None:
+    """The parts of a module's path inside of one layer; None where it is elsewhere."""
+    before, found, after = f"{module}.".partition(f".{layer}.")
+    return after.split(".") if found else None
