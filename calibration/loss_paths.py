@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from planner.step import StepSpec
 
@@ -126,14 +126,22 @@ class FusedLinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _keep_output(trainer: Trainer) -> None:
-    """Hold the model's output, and so its logits, until there is a new one, as a loop that names it does."""
+    """Hold the model's output, and so its logits, through the backward pass, as a loop that names it does."""
     compute_loss = trainer.compute_loss
     kept: list[object] = []
 
     def keeping(model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> torch.Tensor:  # noqa: ANN401
         loss: torch.Tensor
         loss, outputs = compute_loss(model, inputs, return_outputs=True, **options)
-        kept[:] = [outputs]
+        kept.append(outputs)
         return loss
 
+    class Forget(TrainerCallback):  # type: ignore[misc]
+        """Drops what was kept."""
+
+        def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+            """The backward pass is over."""
+            kept.clear()
+
     trainer.compute_loss = keeping
+    trainer.add_callback(Forget())

@@ -5,18 +5,21 @@ operators are those of a GPU (`calibration.gpu_operators`).
 """
 
 import contextlib
+import gc
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from datasets import Dataset
-from tokenizers import Tokenizer, models
+from peft import PeftModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     PreTrainedConfig,
-    PreTrainedTokenizerFast,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -24,32 +27,40 @@ from transformers import (
     TrainingArguments,
 )
 
+from calibration.fake_batches import FakeBatches, examples, tokenizer
 from calibration.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.gpu_operators import as_if_real, as_on_gpu, kernels
 from calibration.loss_paths import take_loss_path
 from calibration.module_path import ModulePath
 from calibration.recorder import Recorder
 from calibration.repeated_layers import Stack, Trace, UnevenLayersError, with_all_layers
-from calibration.step_config import in_bfloat16, run_config
+from calibration.step_config import asks_before, asks_in_step, in_bfloat16, run_config
 from calibration.stream import Kind, Stream
 from planner.run_config import RunConfig
 from planner.step import StepSpec
-from trainer.data import Examples
 from trainer.objectives import make_trainer
-from trainer.probe import longest_examples
 from trainer.run import quiet_libraries
+
+LAYER_OPTIONS = {"adapter_layers", "layers_to_transform", "layer_replication"}
+"""Options of PEFT that say which layers of the whole model get an adapter."""
 
 
 def trace(architecture: PreTrainedConfig, step: StepSpec, *, whole: bool = False, workspace_bytes: int = 0) -> Stream:
     """Two training steps of a model of this configuration, and an evaluation where the step has one.
 
-    Unless `whole`, layers that are like others are left out and written into the stream afterwards. `workspace_bytes`
-    is cuBLAS's workspace on the card, 0 on a CPU.
+    Unless `whole`, layers that are like others are left out and written into the stream afterwards; an adapter that is
+    told how many layers there are needs them all. `workspace_bytes` is cuBLAS's workspace on the card, 0 on a CPU.
     """
-    if not whole:
+    if not whole and not _counts_layers(step):
         with contextlib.suppress(UnevenLayersError):
             return with_all_layers(*_traced(architecture, step, False, workspace_bytes)).stream
     return _traced(architecture, step, True, workspace_bytes)[0].stream
+
+
+def _counts_layers(step: StepSpec) -> bool:
+    """Whether an option of the adapter is a number of layers, or names some."""
+    options = dict(step.adapter.options or ()) if step.adapter else {}
+    return not LAYER_OPTIONS.isdisjoint(options)
 
 
 def _traced(
@@ -58,13 +69,14 @@ def _traced(
     """What the trainer did, and the lists of layers that were cut short."""
     on_gpu = as_on_gpu(step) if step.device == "cuda" else contextlib.nullcontext()
     step = in_bfloat16(step)
-    with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
+    with _alone(), tempfile.TemporaryDirectory() as folder:
         config = run_config(step).model_copy(update={"output_dir": folder})
-        trainer, stacks = _trainer(config, architecture, step, whole)
+        trainer, stacks = _trainer(config, architecture, whole)
+        networks = _networks(trainer)
         with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:
-            to_fake(trainer.model, step)
-            layers = [f"{path}.{n}" for path, found in layer_lists(trainer.model).items() for n in range(len(found))]
-            with ModulePath(trainer.model, layers) as path:
+            for network in networks.values():
+                to_fake(network, step)
+            with ModulePath(networks, _layers(networks)) as path:
                 recorder = Recorder(
                     path,
                     kernels(step),
@@ -72,35 +84,81 @@ def _traced(
                     all_true=not step.masked,
                     workspace_bytes=workspace_bytes,
                 )
+                for prefix, network in networks.items():
+                    label_loaded(network, prefix, recorder)
                 _record(trainer, config, step, recorder, path)
     return Trace(recorder.stream, recorder.allocation_layers, recorder.event_layers), stacks
 
 
-def _trainer(
-    config: RunConfig, architecture: PreTrainedConfig, step: StepSpec, whole: bool
-) -> tuple[Trainer, list[Stack]]:
-    """The trainer of the run, with its model on the meta device."""
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let nothing of a trace reach the user or the next: no notices, no models that move, no garbage at any time.
+
+    Reference cycles would end when Python happens to look for them, which makes no two traces alike.
+    """
+    collects, level = gc.isenabled(), logging.root.manager.disable
+    with (
+        quiet_libraries(),
+        warnings.catch_warnings(action="ignore"),
+        # A model without weights is where it is to be.
+        patch.object(torch.nn.Module, "to", _stay),
+        patch.object(PreTrainedModel, "to", _stay),
+    ):
+        gc.disable()
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+            if collects:
+                gc.enable()
+
+
+def _stay(module: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
+    return module
+
+
+def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> tuple[Trainer, list[Stack]]:
+    """The trainer of the run, with its model on the meta device. A reference that answers before is not asked."""
     model, stacks = meta_model(config, architecture, whole)
     model = wrapped(model, config)
-    # A model without weights is where it is to be.
-    model.to = lambda *_, **__: model
-    tokenizer = _tokenizer()
-    trainer = make_trainer(config, model, tokenizer, _examples(config, architecture))
+    if isinstance(model, PeftModel):
+        # TRL's copy of an adapter has no weights either.
+        model.add_adapter = partial(model.add_adapter, low_cpu_mem_usage=True)
+    trainer = make_trainer(asks_in_step(config), model, tokenizer(), examples(config, architecture))
+    if asks_before(config):
+        trainer.ref_model, trainer.precompute_ref_logps = None, True
     trainer.args.save_strategy = "no"
     return trainer, stacks
 
 
+def _networks(trainer: Trainer) -> dict[str, torch.nn.Module]:
+    """The model, and the copy that is its reference if there is one, by what their paths begin with."""
+    reference = getattr(trainer, "ref_model", None)
+    return {"": trainer.model} | ({"reference.": reference} if reference is not None else {})
+
+
+def _layers(networks: dict[str, torch.nn.Module]) -> list[str]:
+    """The paths of all layers."""
+    return [
+        f"{prefix}{path}.{number}"
+        for prefix, network in networks.items()
+        for path, layers in layer_lists(network).items()
+        for number in range(len(layers))
+    ]
+
+
 def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recorder, path: ModulePath) -> None:
     take_loss_path(trainer, step)
-    label_loaded(trainer.model, recorder)
     trainer.add_callback(Phases(trainer, recorder, path))
     trainer.training_step = _followed_by_phase(trainer, recorder)
-    trainer.get_train_dataloader = lambda: FakeBatches(trainer, config, step, recorder)
+    batches = FakeBatches(trainer, config, config.per_device_train_batch_size, recorder)
+    trainer.get_train_dataloader = lambda: batches
     with recorder:
         trainer.train()
         if step.eval_batch:
             recorder.begin("evaluation")
-            inputs = FakeBatches(trainer, config, replace(step, micro_batch=step.eval_batch), recorder).batch()
+            inputs = FakeBatches(trainer, config, config.per_device_eval_batch_size, recorder).batch()
             trainer.prediction_step(trainer.model, inputs, prediction_loss_only=True)
 
 
@@ -116,16 +174,19 @@ def _followed_by_phase(trainer: Trainer, recorder: Recorder) -> Callable[..., to
     return training_step
 
 
-def label_loaded(model: torch.nn.Module, recorder: Recorder) -> None:
-    """Record what is there before the first step."""
-    for name, parameter in model.named_parameters():
+def label_loaded(model: torch.nn.Module, prefix: str, recorder: Recorder) -> None:
+    """Record what is there before the first step, with `prefix` before its path."""
+    for path, parameter in model.named_parameters():
+        name = prefix + path
         kind: Kind = "adapter" if parameter.requires_grad and hasattr(model, "peft_config") else "weight"
         if not parameter.is_floating_point():
             kind = "quantized weight"
         recorder.label(parameter, name, name.rpartition(".")[0], kind)
-    for name, constants in quantization_constants(model).items():
+    for path, constants in quantization_constants(model).items():
+        name = prefix + path
         recorder.label(constants, name, name.rpartition(".")[0], "quantized weight")
-    for name, buffer in model.named_buffers():
+    for path, buffer in model.named_buffers():
+        name = prefix + path
         recorder.label(buffer, name, name.rpartition(".")[0], "buffer")
 
 
@@ -164,50 +225,3 @@ class Phases(TrainerCallback):  # type: ignore[misc]
 
     def _trainables(self) -> Iterator[tuple[torch.nn.Parameter, str]]:
         return ((p, self._names[id(p)]) for p in self._trainer.model.parameters() if p.requires_grad)
-
-
-class FakeBatches:
-    """Stands for the trainer's data loader: the longest batch of the run, again and again, as fake tensors."""
-
-    def __init__(self, trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recorder) -> None:
-        self.dataset = trainer.train_dataset
-        self.batch_size = config.per_device_train_batch_size
-        self._length = 2 * config.gradient_accumulation_steps
-        encodes = trainer.model.config.is_encoder_decoder
-        self._form = trainer.data_collator(longest_examples(config, self.batch_size, encodes))
-        self._recorder = recorder
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self.batch() for _ in range(self._length))
-
-    def batch(self) -> dict[str, Any]:
-        """One batch, made anew."""
-        batch = {name: torch.empty_like(v) if isinstance(v, torch.Tensor) else v for name, v in self._form.items()}
-        for name, value in batch.items():
-            if isinstance(value, torch.Tensor):
-                self._recorder.label(value, name, "", "batch")
-        return batch
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of a few words: a trainer asks for one, a traced step for none of its words."""
-    words = {"padding": 0, "end": 1, "a": 2}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "a")))
-    tokenizer.pad_token, tokenizer.eos_token = "padding", "end"
-    return tokenizer
-
-
-def _examples(config: RunConfig, architecture: PreTrainedConfig) -> Examples:
-    """Rows that a trainer of the objective accepts; the batches that are traced are made without them."""
-    if architecture.is_encoder_decoder:
-        row: dict[str, object] = {"prompt": "a", "completion": "a"}
-    elif config.objective == "sft":
-        row = {"text": "a a"}
-    elif config.objective == "kto":
-        row = {"prompt": "a", "completion": "a", "label": True}
-    else:
-        row = {"prompt": "a", "chosen": "a", "rejected": "a a"}
-    return Examples(Dataset.from_list([row] * 2), None, "completion" in row, False, ())

@@ -50,9 +50,9 @@ class StepSpec:
     all query heads before the kernel runs. `upcast_logits` and `shift_logits` say whether the loss makes a float32 copy
     and a shifted copy of the logits, which depends on the version of Transformers; with `upcast_in_model` the copy is
     made before the loss is called, which lets the 16-bit logits go. `output_alive` is true where the caller keeps the
-    logits until it has those of the next step. `gradients_persist` is true with gradient accumulation: gradients of
-    earlier micro-batches are there in the forward pass. `experts_quantized` is true where each expert is a Linear
-    module, as in Transformers before 5.
+    logits through the backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier
+    micro-batches are there in the forward pass. `experts_quantized` is true where each expert is a Linear module, as in
+    Transformers before 5.
     """
 
     micro_batch: int

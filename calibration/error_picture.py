@@ -1,0 +1,47 @@
+"""Predicted against measured memory, as a picture on logarithmic axes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from calibration.error_table import METRICS, Comparison
+from planner.units import GIB
+from profiles.errors import DataError
+
+BAND = 0.05
+"""How far from the measurement the shaded band goes."""
+
+FORMATS = (".svg", ".png")
+
+
+def draw(compared: Sequence[Comparison], path: Path) -> None:
+    """Write the picture to `path`, whose suffix decides its format. Raises DataError where it cannot be written."""
+    if path.suffix not in FORMATS:
+        raise DataError(f"--picture is {path}, but the picture is written as {' or '.join(FORMATS)}")
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", aspect="equal")
+    extent = [0.0, 0.0]
+    for metric, marker in zip(METRICS, "ox", strict=True):
+        points = [
+            (measured / GIB, comparison.predicted_bytes(metric) / GIB)
+            for comparison in compared
+            if (measured := comparison.measured_bytes(metric)) is not None
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, markersize=4, alpha=0.6, label=f"{metric} ({len(points)})")
+            extent = [min(min(points)[0], extent[0] or min(points)[0]), max(max(points)[0], extent[1])]
+    axes.plot(extent, extent, color="black", linewidth=0.8)
+    axes.fill_between(
+        extent,
+        [x * (1 - BAND) for x in extent],
+        [x * (1 + BAND) for x in extent],
+        alpha=0.2,
+        label=f"within {BAND:.0%}",
+    )
+    axes.set(xlabel="measured, GiB", ylabel="predicted, GiB")
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error

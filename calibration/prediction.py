@@ -1,0 +1,27 @@
+"""What is predicted for a measured run: by the closed form here, by tracing the step in `traced_prediction.py`."""
+
+from dataclasses import dataclass
+
+from planner.memory.estimate import estimate
+from planner.step import StepSpec
+from planner.verdict import Verdict, usable_bytes, verdict
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+
+Question = tuple[ModelProfile, StepSpec, GpuProfile]
+"""The model, the step and the card of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Bytes that `max_memory_allocated` and `max_memory_reserved` of torch would report, and whether the run fits."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    verdict: Verdict
+
+
+def closed_form(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction:
+    """The estimate of the planner. Raises UnsupportedError for what it does not describe."""
+    predicted = estimate(model, step, gpu)
+    return Prediction(predicted.allocated_bytes, predicted.reserved_bytes, verdict(predicted, usable_bytes(gpu)))

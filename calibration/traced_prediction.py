@@ -1,0 +1,92 @@
+"""Predictions for measured runs by tracing their steps and replaying them on the allocator, in several processes."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import torch
+from pydantic import ValidationError
+
+from calibration.allocator import Settings
+from calibration.exact import RESERVED_ERROR
+from calibration.loading import with_loading
+from calibration.model_config import transformers_config
+from calibration.prediction import Prediction, Question
+from calibration.replay import process_bytes, replay
+from calibration.stream import Stream
+from calibration.trace import trace
+from planner.step import StepSpec
+from planner.verdict import Verdict, usable_bytes
+from profiles.architecture_traits import traits_of_type
+from profiles.errors import InputError, UnsupportedError
+from profiles.gpu import GpuProfile
+from profiles.model import ModelProfile
+
+Refusal = str
+
+PROCESSES = 2
+"""More would each need the memory of a process that has imported torch, about 1 GB."""
+
+
+def traced(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction:
+    """The trace of `step`, with the model loaded before it, on the allocator of a card without limit.
+
+    Raises UnsupportedError for what Transformers, in the version that is installed, does not build.
+    """
+    _refuse_other_models(model, step)
+    stream = trace(transformers_config(model), step, workspace_bytes=gpu.cublas_workspace_bytes)
+    loaded = with_loading(stream, step)
+    replayed = replay(loaded, Settings())
+    process = process_bytes(replayed, gpu)
+    return Prediction(replayed.peak.allocated, replayed.peak.reserved, _verdict(loaded, process, gpu))
+
+
+def traced_all(
+    questions: Mapping[str, Question], progress: Callable[[float], None], processes: int = PROCESSES
+) -> dict[str, Prediction | Refusal]:
+    """The predictions by the keys of `questions`, or why there is none; `progress` hears which share is done."""
+    answers: dict[str, Prediction | Refusal] = {}
+    if not questions:
+        return answers
+    with ProcessPoolExecutor(min(processes, len(questions)), get_context("spawn"), _one_thread) as pool:
+        futures = {pool.submit(_answer, *question): key for key, question in questions.items()}
+        for future in as_completed(futures):
+            answers[futures[future]] = future.result()
+            progress(len(answers) / len(questions))
+    return {key: answers[key] for key in questions}
+
+
+def _answer(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction | Refusal:
+    """The prediction, or a sentence about what Transformers, PEFT or the trainer refuses."""
+    try:
+        return traced(model, step, gpu)
+    except InputError as error:
+        return error.message
+    except ValidationError as error:
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    except RuntimeError as error:
+        return f"the step cannot be traced: {str(error).strip().partition('. ')[0]}"
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _verdict(loaded: Stream, process: int, gpu: GpuProfile) -> Verdict:
+    """Fits: the measured process would lie below what is usable even if it took more by the error of a simulation; no:
+    memory ends even though the allocator gives back all that it caches.
+    """
+    usable = usable_bytes(gpu)
+    if process * (1 + RESERVED_ERROR) <= usable:
+        return "fits"
+    stopped = replay(loaded, Settings(capacity=usable - gpu.context_bytes)).out_of_memory
+    return "no" if stopped else "tight"
+
+
+def _refuse_other_models(model: ModelProfile, step: StepSpec) -> None:
+    if traits_of_type(model.model_type).remote:
+        raise UnsupportedError(f"models of type {model.model_type}, whose code is not in Transformers, are not traced")
+    if step.experts_quantized and step.quantization and model.num_experts:
+        raise UnsupportedError(
+            "quantized experts in Linear modules are not traced: Transformers 5 holds all of a layer in one tensor"
+        )
