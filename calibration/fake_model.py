@@ -1,12 +1,15 @@
 """A model as the trainer builds it, but of fake tensors: every shape and dtype, and not one weight."""
 
 import copy
+from unittest.mock import patch
 
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
+from peft.tuners.lora import dora
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.quantizers import AutoHfQuantizer
@@ -22,8 +25,12 @@ NESTED_BLOCK = 256
 
 def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> tuple[PreTrainedModel, list[Stack]]:
     """The base model on the meta device, quantized if the run says so; unless `whole`, with few of its equal layers."""
+    architecture = copy.deepcopy(architecture)
+    if config.objective == "reward":
+        # The one output is the score.
+        architecture.num_labels = 1
     with torch.device("meta"):
-        model = empty_model(config, copy.deepcopy(architecture))
+        model = empty_model(config, architecture)
     # Without checkpoints nothing asks for the gradient of the embedding's output, so the first layer makes none.
     first_differs = config.method != "full" and not config.gradient_checkpointing
     stacks = [] if whole else shorten(model, first_differs)
@@ -39,7 +46,18 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
 
 def wrapped(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel | PeftModel:
     """`model` with the adapter of the run, still on the meta device."""
-    return wrap_with_adapter(model, config, low_cpu_mem_usage=True)
+    with (
+        # DoRA looks at the norms of weights, of copies if they are packed; on the meta device they are not yet.
+        patch.object(dora, "deepcopy", lambda layer: layer),
+        patch.object(dora, "dequantize_module_weight", _unpacked),
+    ):
+        return wrap_with_adapter(model, config, low_cpu_mem_usage=True)
+
+
+def _unpacked(layer: nn.Module) -> torch.Tensor:
+    """The weight that a layer has, or would have if it were not packed."""
+    weight: torch.Tensor = layer.weight
+    return torch.empty(weight.shape, dtype=getattr(layer, "compute_dtype", None) or weight.dtype, device="meta")
 
 
 def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -163,6 +181,7 @@ def _pack_4bit(layer: Linear4bit, step: StepSpec) -> None:
     packed.quant_state = state
     packed.compress_statistics, packed.quant_type = step.double_quant, step.quantization
     packed.quant_storage, packed.blocksize, packed.bnb_quantized = torch.uint8, block, True
+    packed.__class__ = Params4bit
     layer.weight, layer.quant_state = packed, state
 
 
@@ -170,7 +189,16 @@ def _pack_8bit(layer: Linear8bitLt) -> None:
     """The weight in 8 bit and a constant for each row, as `Int8Params` has them after quantization."""
     weight = nn.Parameter(torch.empty((layer.out_features, layer.in_features), dtype=torch.int8), requires_grad=False)
     weight.CB, weight.SCB, weight.has_fp16_weights = weight.data, torch.empty(layer.out_features), False
+    weight.__class__ = Int8Params
     layer.weight = weight
+
+
+class Params4bit(FakeTensor):  # type: ignore[misc]
+    """A packed fake weight; PEFT knows the ones of bitsandbytes by this name."""
+
+
+class Int8Params(FakeTensor):  # type: ignore[misc]
+    """A fake weight in 8 bit; PEFT knows the ones of bitsandbytes by this name."""
 
 
 def quantization_constants(model: nn.Module) -> dict[str, torch.Tensor]:

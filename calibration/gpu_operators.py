@@ -5,7 +5,7 @@ A step is traced on fake tensors of the CPU. While `as_on_gpu` is active, what d
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -77,6 +77,8 @@ def as_on_gpu(step: StepSpec) -> Iterator[None]:
             (sdpa_attention, "use_gqa_in_sdpa", _passes_groups(step)),
             (functional, "scaled_dot_product_attention", FusedAttention(step.attention)),
             (functional, "dropout", _dropout),
+            # Asked without a device, torch answers for CUDA: PEFT asks so whether it is to cast what adapters read.
+            (torch, "is_autocast_enabled", _autocast_enabled(torch.is_autocast_enabled)),
             # From float16, but not from bfloat16, a softmax in float32 needs no copy (aten `SoftMax.cpp`).
             *(
                 (place, name, _softmax(getattr(place, name), getattr(aten, f"_{name}")))
@@ -104,9 +106,15 @@ def as_if_real(step: StepSpec) -> Iterator[None]:
 def kernels(step: StepSpec) -> dict[object, Kernel]:
     """For operators whose CUDA kernel takes more memory than its result: functions that make both.
 
-    The form of a grouped product is known to torch in bfloat16 only, whatever the device.
+    On any device, the form of a grouped product is known to torch in bfloat16 only, and that of what a mask selects not
+    at all.
     """
-    everywhere: dict[object, Kernel] = {aten._grouped_mm.default: _grouped_mm}
+    everywhere: dict[object, Kernel] = {
+        aten._grouped_mm.default: _grouped_mm,
+        aten.nonzero.default: _nonzero,
+        aten.index.Tensor: _index,
+        aten.masked_select.default: _masked_select,
+    }
     if step.device == "cpu":
         return everywhere
     return (
@@ -152,6 +160,10 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
         return x
     out: torch.Tensor = aten.native_dropout(x, p, training)[0]
     return out
+
+
+def _autocast_enabled(enabled: Callable[[str], bool]) -> Callable[..., bool]:
+    return lambda device_type="cpu": enabled(device_type)
 
 
 @contextlib.contextmanager
@@ -209,6 +221,27 @@ def _grouped_mm(
     else:
         shape = (a.shape[-2], b.shape[-1])
     return torch.empty(shape, dtype=out_dtype or a.dtype)
+
+
+def _nonzero(mask: torch.Tensor) -> torch.Tensor:
+    """Positions of shape (elements, dimensions), as if all counted: in the longest batch next to all do."""
+    return torch.empty((mask.numel(), mask.dim()), dtype=torch.int64)
+
+
+def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """A mask selects by the positions at which it is true (`expandTensors` in aten `IndexingUtils.h`)."""
+    positions: list[torch.Tensor | None] = []
+    for index in indices:
+        masks = index is not None and index.dtype == torch.bool
+        positions.extend(aten.nonzero.default(index).unbind(1) if masks else [index])
+    selected: torch.Tensor = aten.index.Tensor(x, positions)
+    return selected
+
+
+def _masked_select(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """All that the mask covers, in one row, by their positions (aten `masked_select_out_cuda_impl`)."""
+    x, mask = torch.broadcast_tensors(x, mask)
+    return _index(x, [mask])
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 import bisect
 import re
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,12 +18,16 @@ class ModulePath:
 
     Every autograd node has a sequence number, given in the order of the forward pass; noting the number at each change
     of module tells in the backward pass where a node was made. `layer` is the path of a decoder or encoder layer; it
-    lasts until the next layer begins, so that what happens between two layers belongs to the first.
+    lasts until the next layer begins, so that what happens between two layers belongs to the first. `networks` are the
+    models of a step by what their paths begin with.
     """
 
-    def __init__(self, model: nn.Module, layers: list[str]) -> None:
-        self._paths = {id(module): path for path, module in model.named_modules()}
-        self._parameters = {id(p): name.rpartition(".")[0] for name, p in model.named_parameters()}
+    def __init__(self, networks: Mapping[str, nn.Module], layers: list[str]) -> None:
+        self._paths: dict[int, str] = {}
+        self._parameters: dict[int, str] = {}
+        for prefix, network in networks.items():
+            self._paths |= {id(module): prefix + path for path, module in network.named_modules()}
+            self._parameters |= {id(p): prefix + name.rpartition(".")[0] for name, p in network.named_parameters()}
         pattern = "|".join(sorted(map(re.escape, layers), key=len, reverse=True))
         self._layer_pattern = re.compile(rf"(?:{pattern})(?=\.|$)") if layers else None
         self._layers: dict[str, str | None] = {}

@@ -59,6 +59,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._threads_with_workspace: set[bool] = set()
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._unsettled: list[int] = []
+        self._at_layer: str | None = None
         self._names: dict[object, str] = {}
         self._replaced: set[object] = set()
 
@@ -149,7 +150,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 module, _ = self._path.here()
                 phase = self._phase_now()
                 layer = (
-                    self._layer_of_argument(args, result, position) if phase == "step" else self._path.layer_of(module)
+                    self._layer_of_argument(args, result, position)
+                    if phase in BY_OWNER
+                    else self._path.layer_of(module)
                 )
                 self._settle(phase)
                 index = self._allocate(storage, Allocation(storage.nbytes(), name, module, phase, "temporary"), layer)
@@ -166,16 +169,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._unsettled.clear()
 
     def _layer_of_argument(self, args: tuple[Any, ...], result: object, position: int) -> str | None:
-        """An optimizer works on parameters in order: what it makes belongs to the layer of what it is made from."""
+        """An optimizer works on parameters in order: what it makes belongs to the layer of what it is made from, and
+        what it makes of nothing to the layer that it is at.
+        """
         first = args[0] if args else None
-        if isinstance(first, (list, tuple)):
+        if isinstance(first, (list, tuple)) and first and isinstance(first[0], torch.Tensor):
             each = isinstance(result, (list, tuple)) and position < len(first)
-            first = first[position] if each else None
-        if isinstance(first, torch.Tensor):
-            known = self._alive.get(first.untyped_storage()._cdata)
-            if known is not None:
-                return self.allocation_layers[known[0]]
-        return None
+            sources = [first[position]] if each else []
+        else:
+            sources = [arg for arg in args if isinstance(arg, torch.Tensor)]
+            if not sources:
+                return self._at_layer
+        known = self._alive.get(sources[0].untyped_storage()._cdata) if sources else None
+        self._at_layer = self.allocation_layers[known[0]] if known else None
+        return self._at_layer
 
     def _allocate(self, storage: torch.UntypedStorage, allocation: Allocation, layer: str | None) -> int:
         key = storage._cdata

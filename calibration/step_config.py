@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from planner.run_config import PAIRED, LoraKnobs, MixedPrecision, PeftKnobs, PreferenceKnobs, RunConfig
+from planner.run_config import PAIRED, REFERRING, LoraKnobs, MixedPrecision, PeftKnobs, PreferenceKnobs, RunConfig
 from planner.step import StepSpec
 
 AUTOCAST: dict[str | None, MixedPrecision] = {None: "no", "bfloat16": "bf16"}
@@ -22,7 +22,7 @@ def run_config(step: StepSpec, model: str = "traced") -> RunConfig:
         model=model,
         gpu=None,
         objective=step.objective,
-        preference=None if step.objective == "sft" else PreferenceKnobs(),
+        preference=_preference(step),
         quantization=step.quantization,
         double_quant=step.double_quant,
         dtype=step.weight_dtype,
@@ -55,6 +55,25 @@ def in_bfloat16(step: StepSpec) -> StepSpec:
         autocast=dtype.get(step.autocast or "", step.autocast),
         adapter=adapter,
     )
+
+
+def asks_before(config: RunConfig) -> bool:
+    """Whether a reference answers before training."""
+    return config.preference is not None and config.preference.precompute_ref_log_probs
+
+
+def asks_in_step(config: RunConfig) -> RunConfig:
+    """`config` with a reference that answers in the step: to make a trainer of it asks nothing yet."""
+    if config.preference is None:
+        return config
+    preference = config.preference.model_copy(update={"precompute_ref_log_probs": False})
+    return config.model_copy(update={"preference": preference})
+
+
+def _preference(step: StepSpec) -> PreferenceKnobs | None:
+    if step.objective == "sft":
+        return None
+    return PreferenceKnobs(precompute_ref_log_probs=step.objective in REFERRING and step.reference == "none")
 
 
 def _examples(step: StepSpec, rows: int) -> int:
