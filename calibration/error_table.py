@@ -177,14 +177,14 @@ def _run_table(compared: Sequence[Comparison]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for comparison in compared:
         run = comparison.run
-        figures = (text for metric in METRICS for text in _figures(comparison, metric))
+        texts = (text for metric in METRICS for text in figures(comparison, metric))
         batch = f"{run.micro_batch} x {run.seq_len}"
         verdict = comparison.predicted.verdict + ("" if run.fits == "yes" else " (ran out)")
-        table.add_row(run.id, run.model.rpartition("/")[2], run.method, batch, *figures, verdict)
+        table.add_row(run.id, run.model.rpartition("/")[2], run.method, batch, *texts, verdict)
     return table
 
 
-def _figures(comparison: Comparison, metric: Metric) -> tuple[str, str, str]:
+def figures(comparison: Comparison, metric: Metric) -> tuple[str, str, str]:
     """Predicted and measured MiB, and the error."""
     measured, error = comparison.measured_bytes(metric), comparison.error_of(metric)
     return (
@@ -216,6 +216,6 @@ def group_lines(compared: Sequence[Comparison]) -> list[list[tuple[str, ...]]]:
 
 
 def _line(name: str, errors: Errors) -> tuple[str, ...]:
-    figures = (errors.median_abs_error, errors.p95_abs_error, errors.mean_error)
+    shares = (errors.median_abs_error, errors.p95_abs_error, errors.mean_error)
     wrong = (str(errors.false_fits), str(errors.false_refusals)) if isinstance(errors, Summary) else ("", "")
-    return name, str(errors.rows), *("-" if figure is None else f"{figure:.1%}" for figure in figures), *wrong
+    return name, str(errors.rows), *("-" if share is None else f"{share:.1%}" for share in shares), *wrong

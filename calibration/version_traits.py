@@ -39,10 +39,11 @@ class VersionTrait(BaseModel):
 
 def fields_by_version(run: MeasuredRun, model: ModelProfile) -> dict[str, Any]:
     """Fields of the step of `run`; a later trait wins over an earlier one."""
-    return {name: value for trait in _traits() if trait.holds(run, model) for name, value in trait.set.items()}
+    return {name: value for trait in traits() if trait.holds(run, model) for name, value in trait.set.items()}
 
 
 @cache
-def _traits() -> tuple[VersionTrait, ...]:
+def traits() -> tuple[VersionTrait, ...]:
+    """All traits, in the order of the file."""
     tables = tomllib.loads(VERSIONS.read_text("utf-8"))["trait"]
     return tuple(VersionTrait.model_validate(table) for table in tables)

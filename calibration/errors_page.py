@@ -1,0 +1,80 @@
+"""Writes the error table of the shipped runs into the documentation.
+
+python -m calibration.errors_page [--with closed-form|trace]
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibration.compare import Way, compare
+from calibration.error_table import COLUMNS, METRICS, Comparison, Skipped, figures, group_lines, reasons
+from calibration.measured_runs import read_runs
+
+HERE = Path(__file__).parent
+RUNS = HERE / "truth" / "runs.csv"
+PAGE = HERE / "ERRORS.md"
+
+TITLES: dict[Way, str] = {"trace": "By tracing the step", "closed-form": "By the closed form"}
+INTRODUCTION = """# Errors of the predictions
+
+What is predicted for the training runs of [truth](truth/README.md), which other people measured, and what they
+measured. This page is written by `python -m calibration.errors_page`; a test fails when it is stale. Memory is in MiB,
+errors are fractions of what was measured. A false fit is a run that ran out of memory and is called `fits`, a false
+refusal one that ran and is called `no`.
+"""
+
+
+def section(way: Way, compared: Sequence[Comparison], skipped: Sequence[Skipped]) -> str:
+    """The part of the page about one way to predict."""
+    groups = [line for lines in group_lines(compared) for line in lines]
+    runs = [_run_line(comparison) for comparison in compared]
+    left_out = [f"- {len(ids)}: {why} ({', '.join(ids)})" for why, ids in reasons(skipped).items()]
+    headings = ("run", "model", "method", "batch", *(f"{m} {c}" for m in METRICS for c in ("", "measured", "error")))
+    return "\n\n".join(
+        (
+            f"## {TITLES[way]}",
+            _table(("runs", *COLUMNS), groups),
+            _table((*(heading.strip() for heading in headings), "verdict"), runs),
+            "Left out:",
+            "\n".join(left_out),
+        )
+    )
+
+
+def _run_line(comparison: Comparison) -> tuple[str, ...]:
+    run = comparison.run
+    found = (figure for metric in METRICS for figure in figures(comparison, metric))
+    verdict = comparison.predicted.verdict + ("" if run.fits == "yes" else " (ran out)")
+    return run.id, run.model.rpartition("/")[2], run.method, f"{run.micro_batch} x {run.seq_len}", *found, verdict
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def sections(page: str) -> dict[Way, str]:
+    """The parts of a page."""
+    parts = re.split(r"(?=^## )", page, flags=re.MULTILINE)[1:]
+    return {way: part.strip() for way, title in TITLES.items() for part in parts if part.startswith(f"## {title}\n")}
+
+
+def main(
+    with_: Annotated[Way | None, typer.Option("--with", help="Remake only this part; the trace takes minutes.")] = None,
+) -> None:
+    """Write calibration/ERRORS.md."""
+    runs = read_runs(RUNS)
+    parts = sections(PAGE.read_text("utf-8")) if PAGE.exists() else {}
+    for way in TITLES:
+        if with_ in (None, way):
+            parts[way] = section(way, *compare(runs, way))
+    written = (INTRODUCTION.strip(), *(parts[way] for way in TITLES if way in parts))
+    PAGE.write_text("\n\n".join(written) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
