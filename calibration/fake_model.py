@@ -40,6 +40,8 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
         with torch.device("meta"):
             quantizer.preprocess_model(model=model, device_map={"": "cpu"})
         model.is_quantized = True
+        # By this PEFT knows which of its layers to put around those of bitsandbytes.
+        model.is_loaded_in_4bit, model.is_loaded_in_8bit = quantization.load_in_4bit, quantization.load_in_8bit
         model.hf_quantizer = quantizer
     return model, stacks
 

@@ -4,18 +4,18 @@
 middle, the saved tensors that both name, and those that only one of them has.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from calibration.model_config import transformers_config
 from calibration.stream import Stream
 from calibration.trace import trace
-from planner.memory.layer import layer_tape
+from planner.memory.layer import layer_memory, layer_tape
 from planner.memory.tape import rounded
 from planner.network import network
+from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
-from profiles.architecture import Architecture, Block, Experts
+from profiles.architecture import Architecture, Block
 from profiles.model import ModelProfile
 
 LAYER = "(layer)"
@@ -53,37 +53,48 @@ def saved_pairs(model: ModelProfile, step: StepSpec) -> list[Pair]:
 
 
 def matched(closed: list[SavedTensor], traced: list[SavedTensor]) -> list[Pair]:
-    """Tensors of one module and of equal bytes are the same, in the order of the forward pass."""
-    pairs = []
+    """Tensors of one module and of equal bytes are the same, in the order of the forward pass.
+
+    What is left may be in another module: some classes add the residual inside of attention and MLP, others apply the
+    activation outside of it.
+    """
     rest = list(traced)
-    for tensor in closed:
-        twin = next((t for t in rest if (t.module, t.bytes) == (tensor.module, tensor.bytes)), None)
-        if twin:
-            rest.remove(twin)
-        pairs.append(Pair(tensor, twin))
-    return pairs + [Pair(None, tensor) for tensor in rest]
+    twins: dict[int, SavedTensor] = {}
+    for same_module in (True, False):
+        for index, tensor in enumerate(closed):
+            alike = (t for t in rest if t.bytes == tensor.bytes and _may_be(tensor, t, same_module))
+            twin = next(alike, None) if index not in twins else None
+            if twin:
+                rest.remove(twin)
+                twins[index] = twin
+    return [Pair(tensor, twins.get(index)) for index, tensor in enumerate(closed)] + [Pair(None, t) for t in rest]
+
+
+def _may_be(closed: SavedTensor, traced: SavedTensor, same_module: bool) -> bool:
+    return closed.module == traced.module if same_module else LAYER in (closed.module, traced.module)
 
 
 def closed_form_saved(parts: Architecture, block: Block, step: StepSpec) -> Iterator[SavedTensor]:
     """What the tape of a layer keeps. Its input, which the layer before made, stands for its output, which is alike."""
-    tape = layer_tape(
-        block, step if parts.quantizable else replace(step, quantization=None), parts.embeddings[0].columns
-    )
-    for module, tensor in tape.saved_by_module():
+    step = step if parts.quantizable else replace(step, quantization=None)
+    width, itemsize = parts.embeddings[0].columns, DTYPE_BYTES[step.base_dtype]
+    # The residual stream is what the layer before makes it.
+    itemsize = layer_memory(block, step, width, itemsize).output_itemsize
+    for module, tensor in layer_tape(block, step, width, itemsize).saved_by_module():
         yield SavedTensor(module or LAYER, tensor.name, tensor.bytes)
 
 
 def traced_saved(stream: Stream, block: Block, layer: int) -> Iterator[SavedTensor]:
     """What the trace saw as saved in one layer, in the last step."""
     modules = set(module_names(block))
-    found: list[SavedTensor] = []
-    for allocation in stream.allocations:
+    last = max(start for start, phase in stream.phases if phase == "forward")
+    for event in stream.events[last:]:
+        allocation = stream.allocations[max(event, 0)]
         inside = _inside(allocation.module, layer)
-        if inside is None or allocation.kind != "saved tensor":
+        if event < 0 or inside is None or allocation.kind != "saved tensor":
             continue
         named = [part for part in inside if part in modules]
-        found.append(SavedTensor(named[-1] if named else LAYER, allocation.name, rounded(allocation.bytes)))
-    yield from found[len(found) // 2 :]
+        yield SavedTensor(named[-1] if named else LAYER, allocation.name, rounded(allocation.bytes))
 
 
 def module_names(block: Block) -> Iterator[str]:
@@ -95,5 +106,5 @@ def module_names(block: Block) -> Iterator[str]:
 
 def _inside(module: str, layer: int) -> list[str] | None:
     """The parts of a module's path inside of one layer; None where it is elsewhere."""
-    before, found, after = f"{module}.".partition(f".{layer}.")
+    _before, found, after = f"{module}.".partition(f".{layer}.")
     return after.split(".") if found else None

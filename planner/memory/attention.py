@@ -96,7 +96,7 @@ def _efficient_scratch(ops: Operators, attention: Attention, query: Tensor, key:
 
 
 def _flash_scratch(ops: Operators, attention: Attention, query: Tensor, key: Tensor) -> int:
-    """Bytes of float32 sums of the query's gradient in whole tiles, and of gradients of keys and values for all heads."""
+    """Bytes of float32 sums of the query's gradient in whole tiles, and of gradients of keys and values by query head."""
     rows, heads = ops.step.seq_len, attention.num_heads
     padded_rows = -(-rows // FLASH_TILE_ROWS) * FLASH_TILE_ROWS
     padded_width = -(-attention.head_dim // FLASH_TILE_WIDTH) * FLASH_TILE_WIDTH
@@ -137,7 +137,10 @@ def _materialized(
     added = (scaled, bias) if bias else (scaled,)
     masked = ops.tape.add(Op("masked scores", added, (scores("masked scores"),), passes_grad=True))
     ops.tape.hold(scaled)
-    softmax = scores("softmax", size if not math and attention.eager_scores == "input" else FLOAT32)
+    # On a GPU, autocast takes every softmax in float32.
+    autocasts = ops.autocast_size is not None and ops.step.device == "cuda"
+    narrow = not math and attention.eager_scores == "input" and not autocasts
+    softmax = scores("softmax", size if narrow else FLOAT32)
     # From float16, but not from bfloat16, CUDA takes the softmax in float32 without a copy.
     reads_narrow = ops.step.device == "cuda" and ops.step.compute_dtype == "float16"
     wide = masked if reads_narrow else ops.cast(masked, softmax.itemsize)

@@ -15,13 +15,15 @@ from profiles.architecture import Attention, Block, Experts, Mlp, Norm
 class LayerMemory:
     """What one layer adds to the timeline, in bytes.
 
-    `input_bytes` is the residual stream that enters it, `saved` what autograd keeps of it without checkpointing,
+    `input_bytes` is the residual stream that enters it, `output_itemsize` are bytes
+    of an element of what leaves it, `saved` what autograd keeps of it without checkpointing,
     `unhooked_bytes` what stays even with it, `cached_bytes` the 16-bit weights that autocast keeps to the end of the
     forward pass. The forward peaks include the input; that of the backward pass what is saved, the incoming gradient
     and the gradients of the layer's own weights.
     """
 
     input_bytes: int
+    output_itemsize: int
     input_saved: bool
     output_bytes: int
     saved: tuple[Tensor, ...]
@@ -36,15 +38,16 @@ class LayerMemory:
 
 
 @lru_cache(maxsize=4096)
-def layer_memory(block: Block, step: StepSpec, hidden_size: int) -> LayerMemory:
+def layer_memory(block: Block, step: StepSpec, hidden_size: int, itemsize: int) -> LayerMemory:
     """The memory of one layer of `block`, its tape replayed forward and backward."""
-    return _replayed(layer_tape(block, step, hidden_size))
+    return _replayed(layer_tape(block, step, hidden_size, itemsize))
 
 
 def _replayed(tape: Tape) -> LayerMemory:
     unhooked, inference = tape.unhooked(), tape.forward_peak()
     return LayerMemory(
         input_bytes=tape.source.bytes,
+        output_itemsize=tape.output.itemsize,
         input_saved=tape.source in tape.saved(),
         output_bytes=tape.output.bytes,
         saved=tape.saved(),
@@ -59,9 +62,8 @@ def _replayed(tape: Tape) -> LayerMemory:
     )
 
 
-def layer_tape(block: Block, step: StepSpec, hidden_size: int) -> Tape:
-    """The operators of one layer of `block`."""
-    itemsize = DTYPE_BYTES[step.base_dtype]
+def layer_tape(block: Block, step: StepSpec, hidden_size: int, itemsize: int) -> Tape:
+    """The operators of one layer of `block`, which reads a residual stream of `itemsize` bytes an element."""
     encoded = Tensor("encoder output", step.num_tokens * hidden_size, itemsize) if block.cross_attention else None
     step = decoder_step(step) if encoded else step
     source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
-from planner.run_config import DTYPE_BYTES
 from planner.step import StepLoss, StepSpec
 from profiles.architecture import Architecture, Linear
 
@@ -19,10 +18,10 @@ CHUNK_TOKENS = 256
 """Tokens a chunk of TRL's `chunked_nll`."""
 
 
-def loss_tape(architecture: Architecture, step: StepSpec) -> Tape:
-    """The operators from the residual stream to the scalar loss."""
+def loss_tape(architecture: Architecture, step: StepSpec, itemsize: int) -> Tape:
+    """The operators from the residual stream, of `itemsize` bytes an element, to the scalar loss."""
     hidden_size = architecture.blocks[-1].attention.output.out_features
-    source = Tensor("last hidden_states", step.num_tokens * hidden_size, DTYPE_BYTES[step.base_dtype])
+    source = Tensor("last hidden_states", step.num_tokens * hidden_size, itemsize)
     ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)
     x = source
     for norm in architecture.final_norms[-1:]:

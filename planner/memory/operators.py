@@ -104,7 +104,13 @@ class Operators:
         )
         out = Tensor(norm.name, x.elements, wide.itemsize)
         gradients = self.gradient_bytes(norm.num_parameters)
-        saved = (wide, mean, deviation)
+        # Autocast also makes float32 copies of 16-bit weights.
+        copies = tuple(
+            Tensor(f"{norm.name} {name} as 32 bit", norm.size, FLOAT32, False)
+            for name, there in (("weight", norm.weight), ("bias", norm.bias))
+            if there and self.base_size < FLOAT32 <= wide.itemsize
+        )
+        saved = (wide, mean, deviation, *copies)
         return self.tape.add(Op(norm.name, (wide,), (out,), saved, parameter_gradients=gradients))
 
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
@@ -166,7 +172,9 @@ class Operators:
         """result + B(A(dropout(x))) * scale, with the casts that PEFT and autocast make on the way."""
         adapter_size = DTYPE_BYTES[adapter.dtype]
         size = self.autocast_size or adapter_size
-        if not (self.autocast_size and quantized):
+        # PEFT leaves it to autocast to cast what a quantized layer reads, if it is that of a GPU.
+        autocasts = self.autocast_size is not None and quantized and self.step.device == "cuda"
+        if not autocasts:
             x = self.cast(x, adapter_size)
         if adapter.dropout:
             x = self.dropout(x)
@@ -175,6 +183,8 @@ class Operators:
         high = self._adapter_matrix(adapter, f"{linear.name} lora_B", low, adapter.r, linear.out_features)
         scaled = Tensor(f"{linear.name} lora scaled", result.elements, size)
         self.tape.add(Op(scaled.name, (high,), (scaled,)))
+        if quantized and not autocasts:
+            scaled = self.cast(scaled, result.itemsize)
         total = self.add(f"{linear.name} with adapter", result, scaled)
         self.tape.hold(x)
         return self.cast(total, result.itemsize)
@@ -205,14 +215,15 @@ class Operators:
 
     def activation(self, name: str, x: Tensor) -> Tensor:
         """The non-linearity; one that is spelled out in Python keeps four tensors of its width instead of one."""
-        out = Tensor(name, x.elements, x.itemsize)
         if name in SELF_CONTAINED_ACTIVATIONS:
+            out = Tensor(name, x.elements, x.itemsize)
             return self.tape.add(Op(name, (x,), (out,), (out if name == "relu" else x,)))
         half = Tensor(f"{name} half", x.elements, x.itemsize)
-        tanh = Tensor(f"{name} tanh", x.elements, x.itemsize)
-        shifted = Tensor(f"{name} 1 + tanh", x.elements, x.itemsize)
+        # On a GPU, autocast takes powers in float32.
+        wide = self.cast(x, FLOAT32) if self.autocast_size and self.step.device == "cuda" else x
+        tanh, shifted, out = (Tensor(f"{name}{part}", x.elements, wide.itemsize) for part in (" tanh", " 1 + tanh", ""))
         return self.tape.add(
-            Op(name, (x,), (out,), (x, half, tanh, shifted), scratch=x.bytes, backward_scratch=2 * x.bytes)
+            Op(name, (wide,), (out,), (wide, half, tanh, shifted), scratch=wide.bytes, backward_scratch=2 * wide.bytes)
         )
 
     def multiply(self, name: str, a: Tensor, b: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     embedded = _embedding_output(step, groups[0]) + _dropout_masks(architecture, step)
     stored = embedded + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
-    loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)))
+    loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)), groups[-1].memory.output_itemsize)
     return Timeline(
         forward=_forward(groups, embedded),
         loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
@@ -115,9 +115,10 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
 
 def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     """The peak of a forward pass that keeps nothing, up to the loss."""
-    groups = layer_groups(architecture, step)
+    groups = tuple(layer_groups(architecture, step))
     layers = [Peak("layer", group.memory.inference_peak, working=group.memory.inference_peak.bytes) for group in groups]
-    inference = _loss_memory(architecture, _loss_key(_last_step(architecture, step))).inference
+    stream = groups[-1].memory.output_itemsize
+    inference = _loss_memory(architecture, _loss_key(_last_step(architecture, step)), stream).inference
     return max(*layers, Peak("loss", inference, working=inference.bytes), key=lambda peak: peak.bytes)
 
 
@@ -132,22 +133,38 @@ def _reference_peak(architecture: Architecture, step: StepSpec, stored: int) -> 
 
 
 def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGroup]:
-    """The layers in order, those that `checkpoint_every` leaves out as groups of their own."""
+    """The layers in order: the first unit of `checkpoint_every` layers, the last, and in between all that are alike.
+
+    Of the stored tensors the last layers see the most, of the gradients the first. The residual stream is what the
+    layers make it: operators in float32 widen it.
+    """
     hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
     key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
+    stream = DTYPE_BYTES[step.base_dtype]
     for block in architecture.blocks:
         width = hidden_size or block.attention.output.out_features
-        memory = layer_memory(block, key, width)
-        checkpointed = -(-block.count // step.checkpoint_every) if step.checkpointing else 0
         encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
         carried = encoded if block.cross_attention else 0
         if block.cross_attention:
             norm = final_norm_memory(architecture.final_norms[0], key, width, "residual" in block.dropout)
             yield LayerGroup(norm, 1, False, False)
-        if checkpointed:
-            yield LayerGroup(memory, checkpointed, True, step.checkpoint_offload, carried)
-        if block.count > checkpointed:
-            yield LayerGroup(memory, block.count - checkpointed, False, False, carried)
+        for count, checkpointed in _runs(block.count, step.checkpoint_every if step.checkpointing else None):
+            memory = layer_memory(block, key, width, stream)
+            yield LayerGroup(memory, count, checkpointed, checkpointed and step.checkpoint_offload, carried)
+            stream = memory.output_itemsize
+
+
+def _runs(count: int, every: int | None) -> Iterator[tuple[int, bool]]:
+    """Layers that are alike, and whether they are checkpointed: the first of each `every`, or none."""
+    unit = every or 1
+    last = (count - 1) // unit * unit
+    for start, end in ((0, unit), (unit, last), (max(last, unit), count)):
+        layers = min(end, count) - start
+        checkpoints = -(-layers // unit) if every else 0
+        if checkpoints > 0:
+            yield checkpoints, True
+        if layers > checkpoints:
+            yield layers - checkpoints, False
 
 
 def _last_step(architecture: Architecture, step: StepSpec) -> StepSpec:
@@ -235,8 +252,8 @@ class LossMemory:
 
 
 @lru_cache(maxsize=4096)
-def _loss_memory(architecture: Architecture, step: StepSpec) -> LossMemory:
-    tape = loss_tape(architecture, step)
+def _loss_memory(architecture: Architecture, step: StepSpec, itemsize: int) -> LossMemory:
+    tape = loss_tape(architecture, step, itemsize)
     logits = step.num_tokens * architecture.head.out_features * DTYPE_BYTES[step.compute_dtype]
     return LossMemory(
         forward=tape.forward_peak(tape.saved()),
