@@ -149,7 +149,15 @@ def tiny_model() -> ModelProfile:
     """The smallest model of the catalogue with most of it left out."""
     shape = {"num_hidden_layers": 4, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6}
     return find_model("smollm2-135m").model_copy(
-        update={"hf_id": "tiny", "aliases": (), "num_key_value_heads": 2, "vocab_size": 2048, "head_dim": 32, **shape}
+        update={
+            "hf_id": "tiny",
+            "aliases": (),
+            "num_parameters_published": None,
+            "num_key_value_heads": 2,
+            "vocab_size": 2048,
+            "head_dim": 32,
+            **shape,
+        }
     )
 
 

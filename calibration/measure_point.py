@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ from calibration.model_config import transformers_config
 from calibration.phase_peaks import Counter, CpuCounter, CudaCounter, PhasePeaks
 from calibration.random_model import random_model
 from planner.run_config import RunConfig
-from profiles.errors import OutOfMemory
+from profiles.errors import FituneError, OutOfMemory
 from trainer.environment import environment
 from trainer.faults import Where, explain
 from trainer.meters import StepClock
@@ -148,8 +149,10 @@ class LongestBatches:
 
 def measure(point: Point) -> Attempt:
     """Train `point` here and say what it took; whatever it raises is told, too."""
-    device = find_device(point.config)
-    measuring = Measuring(point, device)
+    try:
+        measuring = Measuring(point, find_device(point.config))
+    except FituneError as error:
+        return Attempt(outcome="failed", message=error.message)
     try:
         with quiet_libraries(), tempfile.TemporaryDirectory() as folder:
             measuring.run(folder)
@@ -162,10 +165,13 @@ def measure(point: Point) -> Attempt:
 
 
 def _outcome(error: Exception, config: RunConfig) -> dict[str, str]:
+    """Whether memory ended or something else, and in which words and place."""
     explained = explain(error, config, Where(0, 0, None, Path()))
-    first_line = next(iter(str(error).strip().splitlines()), "")
     outcome = "out of memory" if isinstance(explained, OutOfMemory) else "failed"
-    return {"outcome": outcome, "message": f"{type(error).__name__}: {first_line}"}
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return {"outcome": outcome, "message": f"{type(error).__name__} at {where}: {first_line}"}
 
 
 def left_bytes() -> int:

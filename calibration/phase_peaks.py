@@ -15,7 +15,9 @@ from trainer.meters import process_memory
 class Counter(Protocol):
     """Tells the peak since it was last asked."""
 
-    process_bytes: int | None
+    @property
+    def process_bytes(self) -> int | None:
+        """The most that the driver counted for this process; None where it does not tell."""
 
     def begin(self, model: torch.nn.Module) -> None:
         """Count from here on; the model is there."""
@@ -52,7 +54,7 @@ class CudaCounter:
         return peak
 
     def ask_driver(self) -> None:
-        """The most that the driver counted for this process."""
+        """Ask what the driver counts for this process."""
         used = process_memory(self._device)
         if used is not None:
             self.process_bytes = max(used, self.process_bytes or 0)

@@ -32,6 +32,7 @@ VERBS = (
     "methods",
     "recipes",
     "runs",
+    "calibrate",
     "doctor",
 )
 

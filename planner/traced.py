@@ -97,11 +97,11 @@ def traced_estimate(
     return _estimate(answer)
 
 
-def check_tracer() -> None:
-    """Raise EnvironmentFault where the packages that a trace needs are not installed."""
+def check_tracer(what: str = "a trace") -> None:
+    """Raise EnvironmentFault where the packages are not installed that `what` needs."""
     missing = [name for name in ("torch", "transformers", "peft", "trl") if importlib.util.find_spec(name) is None]
     if missing:
-        raise EnvironmentFault(f"a trace needs {', '.join(missing)}", hint="pip install 'fitune[train]'")
+        raise EnvironmentFault(f"{what} needs {', '.join(missing)}", hint="pip install 'fitune[train]'")
 
 
 def _estimate(answer: TraceAnswer) -> MemoryEstimate:
