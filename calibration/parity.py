@@ -4,11 +4,12 @@
 middle, the saved tensors that both name, and those that only one of them has.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from calibration.model_config import transformers_config
-from calibration.stream import Stream
+from calibration.stream import Phase, Stream
 from calibration.trace import trace
 from planner.memory.layer import layer_memory, layer_tape
 from planner.memory.tape import rounded
@@ -17,6 +18,9 @@ from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
 from profiles.architecture import Architecture, Block
 from profiles.model import ModelProfile
+
+LAYER_LISTS = ("layers", "h", "block", "blocks")
+"""Names of the lists of layers in Transformers' classes."""
 
 LAYER = "(layer)"
 """Where neither a norm, a projection, attention nor the MLP makes a tensor: the layer itself adds the residual."""
@@ -44,12 +48,22 @@ def saved_pairs(model: ModelProfile, step: StepSpec) -> list[Pair]:
     parts = network(model, step.objective)
     stream = trace(transformers_config(model), step)
     pairs: list[Pair] = []
+    for stack, block, layer in _middles(parts):
+        if step.checkpointing:
+            layer -= layer % step.checkpoint_every
+        traced = traced_saved(stream, block, stack, layer, "backward" if step.checkpointing else "forward")
+        pairs += matched(list(closed_form_saved(parts, block, step)), list(traced))
+    return pairs
+
+
+def _middles(parts: Architecture) -> Iterator[tuple[str, Block, int]]:
+    """For each block the stack that it is in, if there are two, and the number of a layer in the middle of it."""
+    both = any(block.cross_attention for block in parts.blocks)
     first = 0
     for block in parts.blocks:
-        middle = first + block.count // 2
-        pairs += matched(list(closed_form_saved(parts, block, step)), list(traced_saved(stream, block, middle)))
+        stack = "" if not both else "decoder" if block.cross_attention else "encoder"
+        yield stack, block, (0 if both else first) + block.count // 2
         first += block.count
-    return pairs
 
 
 def matched(closed: list[SavedTensor], traced: list[SavedTensor]) -> list[Pair]:
@@ -84,14 +98,14 @@ def closed_form_saved(parts: Architecture, block: Block, step: StepSpec) -> Iter
         yield SavedTensor(module or LAYER, tensor.name, tensor.bytes)
 
 
-def traced_saved(stream: Stream, block: Block, layer: int) -> Iterator[SavedTensor]:
-    """What the trace saw as saved in one layer, in the last step."""
+def traced_saved(stream: Stream, block: Block, stack: str, layer: int, phase: Phase) -> Iterator[SavedTensor]:
+    """What the trace saw as saved in one layer in the last step: in its forward pass, or when it is repeated."""
     modules = set(module_names(block))
     last = max(start for start, phase in stream.phases if phase == "forward")
     for event in stream.events[last:]:
         allocation = stream.allocations[max(event, 0)]
-        inside = _inside(allocation.module, layer)
-        if event < 0 or inside is None or allocation.kind != "saved tensor":
+        inside = _inside(allocation.module, stack, layer) if allocation.bytes else None
+        if event < 0 or inside is None or (allocation.kind, allocation.phase) != ("saved tensor", phase):
             continue
         named = [part for part in inside if part in modules]
         yield SavedTensor(named[-1] if named else LAYER, allocation.name, rounded(allocation.bytes))
@@ -104,7 +118,7 @@ def module_names(block: Block) -> Iterator[str]:
     yield from (part.name for part in (block.attention, block.cross_attention, block.mlp) if part)
 
 
-def _inside(module: str, layer: int) -> list[str] | None:
-    """The parts of a module's path inside of one layer; None where it is elsewhere."""
-    _before, found, after = f"{module}.".partition(f".{layer}.")
-    return after.split(".") if found else None
+def _inside(module: str, stack: str, layer: int) -> list[str] | None:
+    """The parts of a module's path inside of one layer of `stack`; None where it is elsewhere."""
+    found = re.search(rf"{stack}.*?\.(?:{'|'.join(LAYER_LISTS)})\.{layer}(?:\.|$)", module)
+    return module[found.end() :].split(".") if found else None

@@ -60,7 +60,8 @@ class Norm:
 
     `upcast` is true where the module computes in float32 and casts back, as Llama's does: then autograd keeps a float32
     copy of a 16-bit input. Torch's own LayerNorm keeps the input itself and two numbers a row. With `float32_scale` the
-    product with the weight is in float32 as well, as Gemma's is, so the normalized values are kept in float32.
+    product with the weight is in float32 as well, as Gemma's is, so the normalized values are kept in float32. With
+    `scales_input` only the variance is of the float32 copy, so a 16-bit input is kept beside it, as T5's is.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Norm:
     bias: bool = False
     upcast: bool = False
     float32_scale: bool = False
+    scales_input: bool = False
 
     @property
     def num_parameters(self) -> int:

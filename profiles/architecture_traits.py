@@ -32,6 +32,7 @@ class NormTraits(_Traits):
     bias: bool = False
     upcast: bool = False
     float32_scale: bool = False
+    scales_input: bool = False
 
 
 class NormNames(_Traits):

@@ -123,10 +123,9 @@ def _materialized(
     """
     math = ops.step.attention == "math"
     size = query.itemsize
-    query, key, value = (
-        _contiguous(ops, tensor, FLOAT32 if math else tensor.itemsize) for tensor in (query, key, value)
-    )
     score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
+    query, key = (_contiguous(ops, tensor, score_size) for tensor in (query, key))
+    value = _contiguous(ops, value, FLOAT32 if math else size)
 
     def scores(name: str, itemsize: int = score_size) -> Tensor:
         return Tensor(name, num_scores, itemsize)
@@ -147,9 +146,9 @@ def _materialized(
     # CUDA multiplies gradient and output before it subtracts the sums.
     product = softmax.bytes if ops.step.device == "cuda" else 0
     ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=product))
-    weights = ops.cast(softmax, query.itemsize)
+    weights = ops.cast(softmax, value.itemsize)
     weights = ops.dropout(weights) if dropout else weights
-    out = _output(ops, attention, query.itemsize)
+    out = _output(ops, attention, value.itemsize)
     ops.tape.add(Op("attention", (weights, value), (out,), (weights, value)))
     ops.tape.hold(weights)
     return _contiguous(ops, out, DTYPE_BYTES[ops.step.compute_dtype] if math else out.itemsize)

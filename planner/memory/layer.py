@@ -232,7 +232,8 @@ def _experts(ops: Operators, experts: Experts, x: Tensor) -> Tensor:
     ops.tape.add(Op("router", (x,), (router,), (router,) + ((x,) if ops.trainable else ())))
     hidden, inner = experts.expert.output.out_features, experts.expert.intermediate_size
     gathered = ops.tape.add(Op("gather", (x,), (Tensor("gathered tokens", rows * hidden, x.itemsize),)))
-    narrow = ops.cast(gathered, ops.autocast_size or gathered.itemsize)
+    # Autocast leaves grouped products alone; Transformers casts what they read to the weights' dtype.
+    narrow = ops.cast(gathered, ops.base_size)
     gate_up = Tensor("gate_up", rows * 2 * inner, narrow.itemsize)
     kept = (narrow,) if ops.trainable else ()
     ops.tape.add(Op("gate_up", (narrow,), (gate_up,), kept, parameter_gradients=ops.gradient_bytes(_gate_up(experts))))

@@ -11,7 +11,7 @@ from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
 from profiles.architecture import Linear, Norm
 
-FLOAT32 = 4
+FLOAT16, FLOAT32 = 2, 4
 ROW_STATISTICS = 4
 """Bytes of one float32 number a row: a mean, a reciprocal deviation, a log-sum-exp."""
 
@@ -76,8 +76,9 @@ class Operators:
         )
         self.tape.add(Op(f"{norm.name} rsqrt", (square,), (inverse,), (inverse,)))
         scaled = Tensor(f"{norm.name} normalized", x.elements, wide.itemsize)
+        read = x if norm.scales_input else wide
         self.tape.add(
-            Op(f"{norm.name} scale", (wide, inverse), (scaled,), (wide, inverse), backward_scratch=scaled.bytes)
+            Op(f"{norm.name} scale", (read, inverse), (scaled,), (read, inverse), backward_scratch=scaled.bytes)
         )
         factor = scaled if norm.float32_scale else self.cast(scaled, x.itemsize)
         self.tape.hold(wide)
@@ -156,17 +157,27 @@ class Operators:
 
     def _quantized(self, linear: Linear, x: Tensor) -> Tensor:
         """A bitsandbytes layer: the weight is dequantized while it is used, forward and backward."""
+        if self.step.quantization == "int8":
+            return self._int8(linear, x)
         size = DTYPE_BYTES[self.step.compute_dtype]
         narrow = self.cast(x, size)
         out = Tensor(linear.name, x.elements // linear.in_features * linear.out_features, size)
-        if self.step.quantization == "int8":
-            # LLM.int8 keeps its input as an attribute of the autograd function.
-            working = narrow.bytes + narrow.elements + rounded(out.elements * FLOAT32)
-            op = Op(linear.name, (narrow,), (out,), (narrow,), scratch=working, unhooked=(narrow,))
-        else:
-            op = Op(linear.name, (narrow,), (out,), scratch=rounded(linear.num_weights * size))
-        op.backward_scratch = rounded(linear.num_weights * size)
-        return self.cast(self.tape.add(op), x.itemsize)
+        scratch = rounded(linear.num_weights * size)
+        return self.cast(self.tape.add(Op(linear.name, (narrow,), (out,), (), scratch, scratch)), x.itemsize)
+
+    def _int8(self, linear: Linear, x: Tensor) -> Tensor:
+        """LLM.int8, which autocast leaves alone: it keeps its input as an attribute of the autograd function.
+
+        The input goes to float16 and 8 bit after a look for outliers; the products add up in int32 and float16.
+        """
+        out = Tensor(linear.name, x.elements // linear.in_features * linear.out_features, x.itemsize)
+        in_float16 = self.step.compute_dtype == "float16" and x.itemsize == FLOAT16
+        copy = 0 if in_float16 else rounded(x.elements * FLOAT16)
+        quantizing = copy + 2 * rounded(x.elements) + rounded(x.elements * FLOAT16) - out.bytes
+        sums = rounded(out.elements * FLOAT32) + (0 if in_float16 else rounded(out.elements * FLOAT16))
+        scratch = max(quantizing, rounded(x.elements) + sums)
+        weight = rounded(linear.num_weights * x.itemsize)
+        return self.tape.add(Op(linear.name, (x,), (out,), (x,), scratch, weight, unhooked=(x,)))
 
     def _adapted(self, adapter: Adapter, linear: Linear, x: Tensor, result: Tensor, quantized: bool) -> Tensor:
         """result + B(A(dropout(x))) * scale, with the casts that PEFT and autocast make on the way."""
