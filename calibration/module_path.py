@@ -2,7 +2,7 @@
 
 import bisect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-ACCUMULATE_GRAD = "AccumulateGrad"
+BALANCE = "load_balancing_loss"
+"""Path of Transformers' loss over the routers of all layers, which is a function and no module."""
 
 
 class ModulePath:
@@ -62,6 +63,31 @@ class ModulePath:
             return "", self._layer
         path, self._layer = self._place_of(node)
         return path, self._layer
+
+    @property
+    def in_balance(self) -> bool:
+        """Whether the loss over all routers is computed."""
+        return bool(self._stack) and self._stack[-1] == BALANCE
+
+    def balancing(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """`function`, a loss over the routers of all layers, as if it were a module."""
+
+        def balance(*args: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401 - as the function takes them
+            self._stack.append(BALANCE)
+            self._note()
+            try:
+                return function(*args, **options)
+            finally:
+                self._stack.pop()
+                self._note()
+
+        return balance
+
+    def go_to(self, layer: str) -> None:
+        """Note that a loss over all layers has come to `layer`."""
+        if layer != self._layer:
+            self._layer = layer
+            self._note()
 
     def layer_of(self, path: str) -> str | None:
         """The layer that a module or a parameter is in."""

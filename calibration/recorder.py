@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from calibration.module_path import ModulePath
+from calibration.module_path import BALANCE, ModulePath
 from calibration.stream import Allocation, Kind, Phase, Stream
 
 Kernel = Callable[..., object]
@@ -22,6 +22,8 @@ BY_OWNER = ("load", "step")
 
 TORCH_WRAPPERS = (str(Path(torch.__file__).parent / "_dynamo"), str(Path(torch.__file__).parent / "_compile"), __file__)
 """Where frames lie that torch puts between an operator and its caller."""
+
+JOINS = frozenset({"cat", "stack"})
 
 MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "gemm_4bit", "_grouped_mm"})
 
@@ -51,6 +53,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._phase: Phase = "load"
         self.allocation_layers: list[str | None] = []
         self.event_layers: list[str | None] = []
+        self.parts: dict[int, list[tuple[str | None, int]]] = {}
         self._path = path
         self._kernels = kernels
         self._in_place = in_place
@@ -74,6 +77,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if func in VALUE_OPERATORS:
             return self._answer(args[0])
         name = self._name(func)
+        if self._path.in_balance:
+            self._follow(args)
         if self._workspace_bytes and name in MATRIX_PRODUCTS:
             self._need_workspace()
         kernel = self._kernels.get(func)
@@ -147,17 +152,31 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         for position, tensor in enumerate(_tensors(result)):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._alive:
-                module, _ = self._path.here()
+                module, at = self._path.here()
                 phase = self._phase_now()
-                layer = (
-                    self._layer_of_argument(args, result, position)
-                    if phase in BY_OWNER
-                    else self._path.layer_of(module)
-                )
+                layer = at if module == BALANCE else self._path.layer_of(module)
+                if phase in BY_OWNER:
+                    layer = self._layer_of_argument(args, result, position)
                 self._settle(phase)
                 index = self._allocate(storage, Allocation(storage.nbytes(), name, module, phase, "temporary"), layer)
                 if phase == "forward" or self._path.in_forward:
                     self._unsettled.append(index)
+                if name in JOINS:
+                    self.parts[index] = list(self._parts(args[0]))
+
+    def _parts(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[str | None, int]]:
+        """The layer and the bytes of each tensor that is joined with others."""
+        for tensor in tensors:
+            known = self._alive.get(tensor.untyped_storage()._cdata)
+            yield self.allocation_layers[known[0]] if known else None, tensor.nbytes
+
+    def _follow(self, args: tuple[Any, ...]) -> None:
+        """Go to the layer whose tensors are read."""
+        known = (self._alive.get(arg.untyped_storage()._cdata) for arg in args if isinstance(arg, torch.Tensor))
+        layers = (self.allocation_layers[found[0]] for found in known if found)
+        layer = next((layer for layer in layers if layer), None)
+        if layer:
+            self._path.go_to(layer)
 
     def _settle(self, phase: Phase) -> None:
         """Once autograd goes on backward, what the forward pass left alive was saved for it."""

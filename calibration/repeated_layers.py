@@ -5,7 +5,7 @@ its run is written once for each unit left out: in the order of the layers, or a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from calibration.stream import Allocation, Stream
@@ -42,11 +42,15 @@ class Stack:
 
 @dataclass(slots=True)
 class Trace:
-    """A stream, the layer inside of which each allocation was made, and the last layer at work at each event."""
+    """A stream, the layer inside of which each allocation was made, and the last layer at work at each event.
+
+    `parts` has the layers and bytes of what was joined into an allocation: it grows with the number of layers.
+    """
 
     stream: Stream
     allocation_layers: list[str | None]
     event_layers: list[str | None]
+    parts: dict[int, list[tuple[str | None, int]]] = field(default_factory=dict)
 
 
 def with_all_layers(trace: Trace, stacks: list[Stack]) -> Trace:
@@ -108,9 +112,18 @@ class _Repetition:
         owner = self._old.allocation_layers[index]
         renamed = self._renamed_layer(owner, unit, of)
         names = {"name": _moved(old.name, owner, renamed), "module": _moved(old.module, owner, renamed)}
-        self._index[index, of] = self._new.stream.allocate(replace(old, **names))
+        parts = self._more_parts(index) if unit is None else []
+        size = old.bytes + sum(part for _, part in parts)
+        new = self._index[index, of] = self._new.stream.allocate(replace(old, bytes=size, **names))
+        if index in self._old.parts:
+            self._new.parts[new] = self._old.parts[index] + parts
         self._new.allocation_layers.append(renamed)
         self._new.event_layers.append(self._renamed_layer(layer, self._stack.unit(layer), copy))
+
+    def _more_parts(self, index: int) -> list[tuple[str | None, int]]:
+        """What is joined into an allocation outside of the layers, of the units that were left out."""
+        of_unit = [part for part in self._old.parts.get(index, ()) if self._stack.unit(part[0]) == REPEATED]
+        return of_unit * self._stack.left_out
 
     def _ended(self, index: int, unit: int | None, copy: int) -> Iterator[tuple[int, int]]:
         """The allocations, with their copies, that end where `index` ended in the trace that is repeated."""

@@ -7,6 +7,7 @@ operators are those of a GPU (`calibration.gpu_operators`).
 import contextlib
 import gc
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.models.mixtral import modeling_mixtral
 
 from calibration.fake_batches import FakeBatches, examples, tokenizer
 from calibration.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
+from calibration.fused_layers import fused_layers
 from calibration.gpu_operators import as_if_real, as_on_gpu, kernels
 from calibration.loss_paths import take_loss_path
 from calibration.module_path import ModulePath
@@ -38,29 +41,46 @@ from calibration.step_config import asks_before, asks_in_step, in_bfloat16, run_
 from calibration.stream import Kind, Stream
 from planner.run_config import RunConfig
 from planner.step import StepSpec
+from profiles.errors import UnsupportedError
+from profiles.peft_method import find_method
+from trainer.adapter import first_line
 from trainer.objectives import make_trainer
 from trainer.run import quiet_libraries
 
+ROUTER_LOSS = "load_balancing_loss_func"
+"""Transformers' name of the loss over the routers of all layers."""
+
 LAYER_OPTIONS = {"adapter_layers", "layers_to_transform", "layer_replication"}
 """Options of PEFT that say which layers of the whole model get an adapter."""
+
+OVER_LAYERS = {"ADALORA", "SHADOW"}
+"""Methods with a loss over the adapters of all layers, or layers of their own beside those of the model."""
 
 
 def trace(architecture: PreTrainedConfig, step: StepSpec, *, whole: bool = False, workspace_bytes: int = 0) -> Stream:
     """Two training steps of a model of this configuration, and an evaluation where the step has one.
 
-    Unless `whole`, layers that are like others are left out and written into the stream afterwards; an adapter that is
-    told how many layers there are needs them all. `workspace_bytes` is cuBLAS's workspace on the card, 0 on a CPU.
+    Unless `whole`, layers that are like others are left out and written into the stream afterwards; an adapter that has
+    to do with all layers at once needs them all. `workspace_bytes` is cuBLAS's workspace on the card, 0 on a CPU.
+
+    Raises UnsupportedError if a library that the step needs is not installed.
     """
-    if not whole and not _counts_layers(step):
-        with contextlib.suppress(UnevenLayersError):
-            return with_all_layers(*_traced(architecture, step, False, workspace_bytes)).stream
-    return _traced(architecture, step, True, workspace_bytes)[0].stream
+    try:
+        if not whole and not _spans_layers(step):
+            with contextlib.suppress(UnevenLayersError):
+                return with_all_layers(*_traced(architecture, step, False, workspace_bytes)).stream
+        return _traced(architecture, step, True, workspace_bytes)[0].stream
+    except ImportError as error:
+        raise UnsupportedError(f"the step cannot be traced: {first_line(error)}") from error
 
 
-def _counts_layers(step: StepSpec) -> bool:
-    """Whether an option of the adapter is a number of layers, or names some."""
-    options = dict(step.adapter.options or ()) if step.adapter else {}
-    return not LAYER_OPTIONS.isdisjoint(options)
+def _spans_layers(step: StepSpec) -> bool:
+    """Whether the adapter makes a tensor or takes a loss over all layers at once, or names some by their number."""
+    if step.adapter is None:
+        return False
+    method = find_method(step.adapter.peft_type)
+    options = dict(step.adapter.options or ())
+    return method.name in OVER_LAYERS or method.trains == "prompt" or not LAYER_OPTIONS.isdisjoint(options)
 
 
 def _traced(
@@ -76,7 +96,7 @@ def _traced(
         with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:
             for network in networks.values():
                 to_fake(network, step)
-            with ModulePath(networks, _layers(networks)) as path:
+            with ModulePath(networks, _layers(networks)) as path, _balancing(networks, path):
                 recorder = Recorder(
                     path,
                     kernels(step),
@@ -87,7 +107,7 @@ def _traced(
                 for prefix, network in networks.items():
                     label_loaded(network, prefix, recorder)
                 _record(trainer, config, step, recorder, path)
-    return Trace(recorder.stream, recorder.allocation_layers, recorder.event_layers), stacks
+    return Trace(recorder.stream, recorder.allocation_layers, recorder.event_layers, recorder.parts), stacks
 
 
 @contextlib.contextmanager
@@ -121,7 +141,14 @@ def _stay(module: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
 def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> tuple[Trainer, list[Stack]]:
     """The trainer of the run, with its model on the meta device. A reference that answers before is not asked."""
     model, stacks = meta_model(config, architecture, whole)
-    model = wrapped(model, config)
+    try:
+        model = wrapped(model, config)
+    except NotImplementedError as error:
+        # What torch says of a tensor on the meta device.
+        raise UnsupportedError(
+            f"{config.peft.type if config.peft else config.method} cannot be traced: it begins with values of the "
+            "weights, which a trace does not have"
+        ) from error
     if isinstance(model, PeftModel):
         # TRL's copy of an adapter has no weights either.
         model.add_adapter = partial(model.add_adapter, low_cpu_mem_usage=True)
@@ -148,13 +175,27 @@ def _layers(networks: dict[str, torch.nn.Module]) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def _balancing(networks: dict[str, torch.nn.Module], path: ModulePath) -> Iterator[None]:
+    """Let `path` know of the loss over the routers of all layers, where a model's code has one."""
+    # TRL takes Mixtral's for all models.
+    sources = {modeling_mixtral.__name__}
+    sources |= {type(module).__module__ for network in networks.values() for module in network.modules()}
+    with contextlib.ExitStack() as stack:
+        for source in map(sys.modules.__getitem__, sources):
+            if hasattr(source, ROUTER_LOSS):
+                replacement = path.balancing(getattr(source, ROUTER_LOSS))
+                stack.enter_context(patch.object(source, ROUTER_LOSS, replacement))
+        yield
+
+
 def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recorder, path: ModulePath) -> None:
     take_loss_path(trainer, step)
     trainer.add_callback(Phases(trainer, recorder, path))
     trainer.training_step = _followed_by_phase(trainer, recorder)
     batches = FakeBatches(trainer, config, config.per_device_train_batch_size, recorder)
     trainer.get_train_dataloader = lambda: batches
-    with recorder:
+    with fused_layers(trainer.model, step), recorder:
         trainer.train()
         if step.eval_batch:
             recorder.begin("evaluation")
