@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainerCallback
@@ -67,7 +66,6 @@ class InPlaceCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ANN401
         """The logits' memory, which now holds their gradient."""
         logits, _, _ = ctx.saved_tensors
@@ -118,7 +116,6 @@ class FusedLinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return losses.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """What the forward pass computed."""
         gradient, weight_gradient = ctx.saved_tensors

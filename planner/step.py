@@ -17,6 +17,10 @@ Reference = Literal["none", "adapter_off", "copy"]
 """Where a frozen reference answers in the step: nowhere (also if it was asked before), the base below the adapter, or a
 second copy of the weights."""
 
+Kernels = Literal["torch", "foak"]
+"""What norms, rotary positions and adapters of quantized layers are made of: operators of torch, or the fused kernels
+of fms-acceleration."""
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -82,6 +86,7 @@ class StepSpec:
     objective: Objective = "sft"
     reference: Reference = "none"
     target_len: int | None = None
+    kernels: Kernels = "torch"
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
