@@ -83,11 +83,11 @@ class ModulePath:
 
         return balance
 
-    def go_to(self, layer: str) -> None:
-        """Note that a loss over all layers has come to `layer`."""
+    def go_to(self, layer: str, with_node: bool) -> None:
+        """Note that a loss over all layers has come to `layer`, with an operator whose node may be numbered already."""
         if layer != self._layer:
             self._layer = layer
-            self._note()
+            self._note(torch.autograd._get_sequence_nr() - with_node)
 
     def layer_of(self, path: str) -> str | None:
         """The layer that a module or a parameter is in."""
@@ -117,8 +117,8 @@ class ModulePath:
             self._stack.pop()
             self._note()
 
-    def _note(self) -> None:
-        self._numbers.append(torch.autograd._get_sequence_nr())
+    def _note(self, number: int | None = None) -> None:
+        self._numbers.append(torch.autograd._get_sequence_nr() if number is None else number)
         self._places.append((self._stack[-1] if self._stack else "", self._layer))
 
     def restart(self) -> None:

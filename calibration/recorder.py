@@ -172,11 +172,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _follow(self, args: tuple[Any, ...]) -> None:
         """Go to the layer whose tensors are read."""
-        known = (self._alive.get(arg.untyped_storage()._cdata) for arg in args if isinstance(arg, torch.Tensor))
-        layers = (self.allocation_layers[found[0]] for found in known if found)
-        layer = next((layer for layer in layers if layer), None)
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        known = (self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors)
+        layer = next((at for at in (self.allocation_layers[found[0]] for found in known if found) if at), None)
         if layer:
-            self._path.go_to(layer)
+            learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+            self._path.go_to(layer, with_node=learns)
 
     def _settle(self, phase: Phase) -> None:
         """Once autograd goes on backward, what the forward pass left alive was saved for it."""

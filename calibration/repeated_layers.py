@@ -194,4 +194,4 @@ class _Repetition:
 
 def _moved(text: str, layer: str | None, renamed: str | None) -> str:
     """A name that begins with the path of a layer, with the path that the layer has in the whole model."""
-    return f"{renamed}{text[len(layer) :]}" if layer and text.startswith(f"{layer}.") else text
+    return f"{renamed}{text[len(layer) :]}" if layer and f"{text}.".startswith(f"{layer}.") else text
