@@ -102,13 +102,13 @@ class Planned:
     seconds: float
 
 
-def grid(gpu: GpuProfile, models: Sequence[str] = MODELS) -> list[Planned]:
-    """Points that fit `gpu`, the most informative first."""
-    points = (planned(model, config, gpu) for model, config in _drawn(gpu, models, DRAWS))
+def grid(gpu: GpuProfile, draws: int = DRAWS) -> list[Planned]:
+    """Points that fit `gpu`, of so many that are drawn, the most informative first."""
+    points = (planned(model, config, gpu) for model, config in _drawn(gpu, draws))
     return by_information([one for one in points if one is not None and one.prediction.verdict == "fits"])
 
 
-def capped_grid(gpu: GpuProfile, caps: Sequence[int], models: Sequence[str] = MODELS) -> list[Planned]:
+def capped_grid(gpu: GpuProfile, caps: Sequence[int], draws: int = CAPPED_DRAWS) -> list[Planned]:
     """Points at the edge of each of `caps` (bytes that a process may take), the caps taking turns.
 
     Of each configuration the longest rows that are called `fits`, the shortest that are called `no`, and a length
@@ -116,7 +116,7 @@ def capped_grid(gpu: GpuProfile, caps: Sequence[int], models: Sequence[str] = MO
     """
     turns = []
     for cap_bytes in caps:
-        edges = [edge_points(*drawn, gpu, cap_bytes) for drawn in _drawn(gpu, models, CAPPED_DRAWS)]
+        edges = [edge_points(*drawn, gpu, cap_bytes) for drawn in _drawn(gpu, draws)]
         by_first = {edge[0].point.id: edge for edge in edges if edge}
         turns.append([by_first[one.point.id] for one in by_information([edge[0] for edge in by_first.values()])])
     return [one for turn in zip_longest(*turns, fillvalue=[]) for edge in turn for one in edge]
@@ -258,12 +258,12 @@ def _word(one: Planned) -> str:
     return one.prediction.verdict
 
 
-def _drawn(gpu: GpuProfile, models: Sequence[str], draws: int) -> Iterator[tuple[ModelProfile, RunConfig]]:
+def _drawn(gpu: GpuProfile, draws: int) -> Iterator[tuple[ModelProfile, RunConfig]]:
     """Configurations drawn from all values of all knobs, each once."""
     dice = random.Random(SEED)  # noqa: S311
     seen: set[str] = set()
     for _ in range(draws):
-        model = find_model(dice.choice(models))
+        model = find_model(dice.choice(MODELS))
         values = {knob: dice.choice(choices) for knob, choices in KNOBS.items()}
         config = _config(model, gpu, values)
         if config is not None and (text := config.model_dump_json()) not in seen:

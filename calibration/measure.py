@@ -7,7 +7,6 @@ a line of JSON for each as it ends: stopped at any moment, the file is whole, an
 import argparse
 import re
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -83,24 +82,20 @@ def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order,
     rest = [one for one in points if one.point.id not in known]
     deadline = time.monotonic() + 60 * order.minutes
     found: list[Measurement] = []
+    beside = SECONDS_BESIDE_STEPS
     with MeasuringProcess(LIMIT_SECONDS) as process, progress_bar("measuring") as progress:
         for one in rest:
-            left = deadline - time.monotonic()
-            if left < _expected_seconds(one, found):
+            began = time.monotonic()
+            if began + one.seconds + beside > deadline:
                 # A shorter one may still fit.
                 continue
             measurement = _measured(one, gpu, process, order.traces)
             append_measurement(measurement, order.output)
             found.append(measurement)
+            beside += (max(0, time.monotonic() - began - one.seconds) - beside) / (len(found) + 1)
             console.print(line(measurement), soft_wrap=True)
             progress(max(1 - (deadline - time.monotonic()) / (60 * order.minutes), len(found) / len(rest)))
     return found
-
-
-def _expected_seconds(one: Planned, found: Sequence[Measurement]) -> float:
-    """What a point will take: its steps as predicted, and what points took so far to be built."""
-    loads = [m.attempt.load_seconds for m in found if m.attempt.load_seconds is not None]
-    return one.seconds + (statistics.fmean(loads) if loads else SECONDS_BESIDE_STEPS)
 
 
 def _measured(one: Planned, gpu: GpuProfile | None, process: MeasuringProcess, traces: bool) -> Measurement:

@@ -18,7 +18,7 @@ class MeasuringProcess:
     """Answers for points. Importing torch takes seconds, so one process measures many, until one of them breaks it.
 
     A point that takes longer than `limit_seconds`, or kills the process, is an attempt that failed; the next point gets
-    a new process. So does it where something of a point stayed allocated.
+    a new process. So does it where something of a point stayed behind.
     """
 
     def __init__(self, limit_seconds: float) -> None:
@@ -51,7 +51,7 @@ class MeasuringProcess:
         if not line:
             return self._dead()
         attempt = Attempt.model_validate_json(line)
-        if attempt.left_bytes:
+        if attempt.left_bytes or _spoils(point, attempt):
             self.stop()
         return attempt
 
@@ -93,3 +93,15 @@ class MeasuringProcess:
         return Attempt(
             outcome="failed", message=f"the process {why}, at the latest after {self._limit_seconds:.0f} s: {last}"
         )
+
+
+def _spoils(point: Point, attempt: Attempt) -> bool:
+    """Whether a card is not left as it was, though torch holds nothing there any more.
+
+    After an error of CUDA every later call fails. Pages that a paged optimizer took are never given back (bitsandbytes
+    0.50 `cget_managed_ptr`), which only matters where all weights learn.
+    """
+    if point.config.gpu is None:
+        return False
+    pages = point.config.optim.startswith("paged_") and point.config.method == "full"
+    return pages or attempt.outcome == "failed"

@@ -1,0 +1,159 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+
+from calibration.grid import capped_grid, cpu_grid, grid, values_shown
+from calibration.measure import main, parse_cap
+from calibration.measurement import read_measurements
+from calibration.measuring_process import MeasuringProcess
+from planner.units import GIB, MIB
+from profiles.detect import detect_gpu
+from profiles.errors import EnvironmentFault, InputError
+from profiles.gpu_catalog import find_gpu
+
+H200 = find_gpu("h200")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Points of an H200, as many as a test needs."""
+    return grid(H200, draws=120)
+
+
+@pytest.fixture(scope="module")
+def edges():
+    return capped_grid(H200, [15 * GIB, 24 * GIB], draws=8)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The file of a run on this machine's CPU, in which two points cannot be measured."""
+    path = tmp_path_factory.mktemp("records") / "deep" / "cpu.jsonl"
+    usual = cpu_grid()
+    point = usual[1].point
+    unknown = point.model_copy(
+        update={"id": "unknown", "config": point.config.model_copy(update={"optim": "adamw_of_nobody"})}
+    )
+    huge = point.model_copy(update={"id": "huge", "model": point.model.model_copy(update={"vocab_size": 2**42})})
+    broken = [replace(usual[1], point=one) for one in (unknown, huge)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibration.measure.detect_gpu", _no_gpu)
+        patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual])
+        assert main(["--output", str(path), "--minutes", "5"]) == 0
+    return path
+
+
+def _no_gpu():
+    raise EnvironmentFault("no GPU")
+
+
+def test_points_of_the_grid_fit_the_card(drawn):
+    assert drawn
+    assert {one.prediction.verdict for one in drawn} == {"fits"}
+
+
+def test_the_first_points_show_more_than_the_last(drawn):
+    def pairs(points):
+        return {pair for one in points for pair in combinations(values_shown(one.point.config), 2)}
+
+    assert len(pairs(drawn[:15])) > len(pairs(drawn[-15:]))
+
+
+def test_a_grid_is_the_same_each_time(drawn):
+    again = grid(H200, draws=120)
+    assert [one.point.id for one in again] == [one.point.id for one in drawn]
+
+
+def test_points_of_a_cap_lie_on_both_sides_of_it(edges):
+    verdicts = {(one.point.cap_bytes, one.prediction.verdict) for one in edges}
+    assert verdicts >= {(cap * GIB, verdict) for cap in (15, 24) for verdict in ("fits", "no")}
+    low = [one.prediction.estimate.interval_bytes[1] for one in edges if one.prediction.verdict == "fits"]
+    assert max(low) <= 24 * GIB
+
+
+def test_a_cap_leaves_room_for_the_context(edges):
+    point = edges[0].point
+    assert point.allocator_limit_bytes == point.cap_bytes - H200.context_bytes
+
+
+@pytest.mark.parametrize("text", ["15", "0.5GB", "GB", "-3GB"])
+def test_a_cap_that_is_no_size_is_refused(text):
+    with pytest.raises(InputError, match="must be a size"):
+        parse_cap(text)
+
+
+def test_a_cap_above_the_card_is_refused(capsys):
+    assert main(["--list", "--gpu", "t4", "--cap", "24GB"]) == 2
+    assert "--cap is 24.0 GiB, but the T4 has 14.6 GiB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_points_are_trained_and_stand_beside_their_prediction(measured):
+    found = read_measurements(measured)[2:]
+    assert [one.attempt.outcome for one in found] == ["ran"] * len(cpu_grid())
+    for one in found:
+        assert one.error == pytest.approx(0, abs=0.03)
+        assert one.attempt.measured.phases.keys() == {"load", "forward", "backward", "step", "evaluation"}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_measured_is_recorded(measured):
+    unknown, huge = (one.attempt for one in read_measurements(measured)[:2])
+    assert unknown.outcome == "failed"
+    assert "adamw_of_nobody" in unknown.message
+    assert (huge.outcome, huge.ended_in) == ("out of memory", "load")
+
+
+@pytest.mark.slow
+def test_points_that_are_in_the_file_are_not_measured_again(measured, monkeypatch, capsys):
+    monkeypatch.setattr("calibration.measure.detect_gpu", _no_gpu)
+    before = measured.read_text()
+    # As a machine leaves it that stops in the middle of a line.
+    measured.write_text(before + before[:100])
+    assert main(["--output", str(measured), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measurements"] == []
+    assert measured.read_text() == before
+
+
+def test_a_process_that_does_not_answer_is_a_failure():
+    with MeasuringProcess(limit_seconds=0.05) as process:
+        attempt = process.attempt(cpu_grid()[0].point)
+    assert attempt.outcome == "failed"
+    assert "was ended by signal 9" in attempt.message
+
+
+def test_ctrl_c_ends_it_without_a_trace(tmp_path):
+    output = tmp_path / "records" / "cpu.jsonl"
+    argv = [sys.executable, "-m", "planner.cli", "calibrate", "--output", str(output)]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not output.parent.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not output.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="needs an NVIDIA GPU")
+def test_a_cap_stops_a_card():
+    gpu = detect_gpu().profile
+    one = next(one for one in grid(gpu, draws=200) if one.point.model.hf_id.endswith("SmolLM2-135M"))
+    # Less than the weights of the model and its step.
+    stopped = one.point.model_copy(update={"allocator_limit_bytes": 64 * MIB})
+    with MeasuringProcess(limit_seconds=120) as process:
+        attempts = [process.attempt(point) for point in (stopped, one.point)]
+    assert [attempt.outcome for attempt in attempts] == ["out of memory", "ran"]
+    assert attempts[1].measured.reserved_bytes > attempts[1].measured.allocated_bytes
+    assert attempts[1].left_bytes == 0
