@@ -180,8 +180,9 @@ def _in_float32(operator: Callable[..., Any]) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
     def cast(x: object) -> object:
-        narrow = isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16)
-        return x.to(torch.float32) if narrow else x
+        if isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16):
+            return x.to(torch.float32)
+        return x
 
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         with torch._C._ExcludeDispatchKeyGuard(keys):
@@ -215,7 +216,7 @@ def _grouped_mm(
     """Products of groups of rows; `ends` are their ends along the dimension that both have in common."""
     if a.dim() == 2 and b.dim() == 2:
         assert ends is not None
-        shape = (ends.shape[0], a.shape[0], b.shape[1])
+        shape: tuple[int, ...] = (ends.shape[0], a.shape[0], b.shape[1])
     elif a.dim() == 3 and b.dim() == 3:
         shape = (a.shape[0], a.shape[1], b.shape[2])
     else:

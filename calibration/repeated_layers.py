@@ -111,10 +111,10 @@ class _Repetition:
         of = copy if unit == REPEATED else 0
         owner = self._old.allocation_layers[index]
         renamed = self._renamed_layer(owner, unit, of)
-        names = {"name": _moved(old.name, owner, renamed), "module": _moved(old.module, owner, renamed)}
+        name, module = (_moved(text, owner, renamed) for text in (old.name, old.module))
         parts = self._more_parts(index) if unit is None else []
         size = old.bytes + sum(part for _, part in parts)
-        new = self._index[index, of] = self._new.stream.allocate(replace(old, bytes=size, **names))
+        new = self._index[index, of] = self._new.stream.allocate(replace(old, bytes=size, name=name, module=module))
         if index in self._old.parts:
             self._new.parts[new] = self._old.parts[index] + parts
         self._new.allocation_layers.append(renamed)

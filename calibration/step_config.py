@@ -4,7 +4,16 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from planner.run_config import PAIRED, REFERRING, LoraKnobs, MixedPrecision, PeftKnobs, PreferenceKnobs, RunConfig
+from planner.run_config import (
+    PAIRED,
+    REFERRING,
+    Dtype,
+    LoraKnobs,
+    MixedPrecision,
+    PeftKnobs,
+    PreferenceKnobs,
+    RunConfig,
+)
 from planner.step import StepSpec
 
 AUTOCAST: dict[str | None, MixedPrecision] = {None: "no", "bfloat16": "bf16"}
@@ -47,12 +56,12 @@ def run_config(step: StepSpec, model: str = "traced") -> RunConfig:
 
 def in_bfloat16(step: StepSpec) -> StepSpec:
     """`step` with the other 16-bit format where it had float16."""
-    dtype = {"float16": "bfloat16"}
+    dtype: dict[Dtype, Dtype] = {"float16": "bfloat16"}
     adapter = step.adapter and replace(step.adapter, dtype=dtype.get(step.adapter.dtype, step.adapter.dtype))
     return replace(
         step,
         weight_dtype=dtype.get(step.weight_dtype, step.weight_dtype),
-        autocast=dtype.get(step.autocast or "", step.autocast),
+        autocast=dtype.get(step.autocast, step.autocast) if step.autocast else None,
         adapter=adapter,
     )
 
