@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,7 +73,9 @@ def points_for(gpu: GpuProfile | None, caps: Sequence[int]) -> list[Planned]:
     return capped_grid(gpu, caps) if caps else grid(gpu)
 
 
-def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order, console: Console) -> list[Measurement]:
+def measure_all(
+    points: Sequence[Planned], gpu: GpuProfile | None, order: Order, make_console: Callable[[], Console]
+) -> list[Measurement]:
     """Measure `points` in their order until the time is up; those that the file has already are left out."""
     check_tracer("measuring")
     order.output.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,8 @@ def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order,
     found: list[Measurement] = []
     beside = SECONDS_BESIDE_STEPS
     with MeasuringProcess(LIMIT_SECONDS) as process, progress_bar("measuring") as progress:
+        # Made below the bar, which moves aside only for what is printed through its streams.
+        console = make_console()
         for one in rest:
             began = time.monotonic()
             if began + one.seconds + beside > deadline:
@@ -148,8 +152,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print_grid(points, gpu, as_json=arguments.json)
         return 0
     output = arguments.output or RECORDS / f"{_file_name(gpu)}.jsonl"
-    console = notes_console() if arguments.json else data_console()
-    found = measure_all(points, gpu, Order(arguments.minutes, output, arguments.trace), console)
+    order = Order(arguments.minutes, output, arguments.trace)
+    found = measure_all(points, gpu, order, notes_console if arguments.json else data_console)
     print_summary(found, output, as_json=arguments.json)
     return 0 if not found or any(one.attempt.outcome != "failed" for one in found) else 1
 
