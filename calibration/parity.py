@@ -1,12 +1,16 @@
 """What the closed form says that autograd keeps of a layer, held to what the trace saw, tensor by tensor.
 
-`python -m calibration.parity llama3.1-8b --method qlora --attention eager` prints, for each module of a layer in the
-middle, the saved tensors that both name, and those that only one of them has.
+`python -m calibration.parity llama3.1-8b --method qlora --attention eager` prints, for a layer in the middle, the saved
+tensors of each module: its bytes, its name on the tape, and the operator that made it in the trace.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated
+
+import typer
 
 from calibration.model_config import transformers_config
 from calibration.stream import Phase, Stream
@@ -14,10 +18,12 @@ from calibration.trace import trace
 from planner.memory.layer import layer_memory, layer_tape
 from planner.memory.tape import rounded
 from planner.network import network
-from planner.run_config import DTYPE_BYTES
-from planner.step import StepSpec
+from planner.run_config import DTYPE_BYTES, Quantization
+from planner.step import Adapter, AttentionKernel, StepSpec
 from profiles.architecture import Architecture, Block
+from profiles.errors import FituneError
 from profiles.model import ModelProfile
+from profiles.model_catalog import find_model
 
 LAYER_LISTS = ("layers", "h", "block", "blocks")
 """Names of the lists of layers in Transformers' classes."""
@@ -122,3 +128,75 @@ def _inside(module: str, stack: str, layer: int) -> list[str] | None:
     """The parts of a module's path inside of one layer of `stack`; None where it is elsewhere."""
     found = re.search(rf"{stack}.*?\.(?:{'|'.join(LAYER_LISTS)})\.{layer}(?:\.|$)", module)
     return module[found.end() :].split(".") if found else None
+
+
+class Method(StrEnum):
+    """What learns, and what is packed."""
+
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+    INT8 = "int8"
+
+
+class Kernel(StrEnum):
+    """The attention kernels of a step."""
+
+    EAGER = "eager"
+    MATH = "math"
+    EFFICIENT = "efficient"
+    FLASH = "flash"
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="A model of the catalog: its Hub id or an alias.")],
+    method: Annotated[Method, typer.Option(help="What learns, and what is packed.")] = Method.LORA,
+    attention: Annotated[Kernel, typer.Option(help="The attention kernel that runs.")] = Kernel.FLASH,
+    checkpointing: Annotated[bool, typer.Option(help="Compare what is kept when a layer is repeated.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of the batch.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Tokens a row.")] = 512,
+) -> None:
+    """Print the saved tensors of a layer in the middle by closed form and trace; exit 1 if one is missing."""
+    try:
+        profile = find_model(model)
+        step = named_step(profile, method.value, attention.value, checkpointing, batch, length)
+        pairs = saved_pairs(profile, step)
+    except FituneError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    for pair in pairs:
+        typer.echo(_line(pair))
+    if any(pair.closed_form is None or pair.trace is None for pair in pairs):
+        raise typer.Exit(1)
+
+
+def named_step(
+    model: ModelProfile, method: str, attention: AttentionKernel, checkpointing: bool, batch: int, length: int
+) -> StepSpec:
+    """A step in bfloat16; adapters of rank 8 on all projections in float32 under autocast."""
+    names = tuple(sorted({linear.name for linear, _ in network(model, "sft").linears()}))
+    quantization: dict[str, Quantization] = {"qlora": "nf4", "int8": "int8"}
+    return StepSpec(
+        micro_batch=batch,
+        seq_len=length,
+        weight_dtype="bfloat16",
+        adapter=None if method == "full" else Adapter(8, names, 0.0, "float32"),
+        autocast=None if method == "full" else "bfloat16",
+        quantization=quantization.get(method),
+        attention=attention,
+        checkpointing=checkpointing,
+    )
+
+
+def _line(pair: Pair) -> str:
+    tensor = pair.closed_form or pair.trace
+    assert tensor is not None
+    names = (side.name if side else "-" for side in (pair.closed_form, pair.trace))
+    return f"{tensor.module:<26}{tensor.bytes:>14,}  {' | '.join(names)}"
+
+
+application = typer.Typer(add_completion=False)
+application.command()(main)
+
+if __name__ == "__main__":
+    application()

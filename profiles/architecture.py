@@ -251,8 +251,8 @@ class Architecture:
     where the widths differ, in and out. `position_biases` are the tables of learned attention biases by distance.
     `logit_softcap` squashes the logits with a tanh. `linear_class` is the class of the blocks' projections:
     bitsandbytes quantizes `Linear` and `Conv1D`, not their subclasses. `float32_modules` stay in float32 when the model
-    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower). `buffer_bytes` are
-    the sizes of large tensors that are no weights, such as a causal mask of all positions.
+    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower). `buffer_bytes`
+    are the sizes of large tensors that are no weights, such as a causal mask of all positions.
     """
 
     embeddings: tuple[Embedding, ...]

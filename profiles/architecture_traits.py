@@ -57,8 +57,8 @@ class AttentionTraits(_Traits):
     `inputs` are three names, or one if q, k and v are one matrix. `low_rank_query` are the two names that replace the
     first one when the config has a `q_lora_rank`. `rotary_factor` is the rotated part of a head unless the config has
     its own. `qk_norm` says whether q and k norms see one head or all of them.
-    `relative_buckets` are the rows of a table of distances, one for each stack. `buffers` are what a class keeps for all
-    positions: one causal mask, a causal mask for each layer, or a float32 table of rotations for each layer.
+    `relative_buckets` are the rows of a table of distances, one for each stack. `buffers` are what a class keeps for
+    all positions: one causal mask, a causal mask for each layer, or a float32 table of rotations for each layer.
     """
 
     name: str

@@ -96,7 +96,7 @@ def _efficient_scratch(ops: Operators, attention: Attention, query: Tensor, key:
 
 
 def _flash_scratch(ops: Operators, attention: Attention, query: Tensor, key: Tensor) -> int:
-    """Bytes of float32 sums of the query's gradient in whole tiles, and of gradients of keys and values by query head."""
+    """Bytes of float32 sums of the query's gradient in whole tiles; gradients of keys and values by query head."""
     rows, heads = ops.step.seq_len, attention.num_heads
     padded_rows = -(-rows // FLASH_TILE_ROWS) * FLASH_TILE_ROWS
     padded_width = -(-attention.head_dim // FLASH_TILE_WIDTH) * FLASH_TILE_WIDTH
