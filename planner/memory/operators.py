@@ -32,11 +32,13 @@ class Operators:
     trainable: bool
     has_position_biases: bool = False
     base_size: int = field(init=False)
+    norm_size: int = field(init=False)
     autocast_size: int | None = field(init=False)
     tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.base_size = DTYPE_BYTES[self.step.base_dtype]
+        self.norm_size = FLOAT32 if self.step.float32_norms else self.base_size
         self.autocast_size = DTYPE_BYTES[self.step.autocast] if self.step.autocast else None
         self.tokens = self.step.num_tokens
 
@@ -84,7 +86,7 @@ class Operators:
         self.tape.hold(wide)
         if not norm.weight:
             return factor
-        out = Tensor(norm.name, x.elements, max(factor.itemsize, self.base_size))
+        out = Tensor(norm.name, x.elements, max(factor.itemsize, self.norm_size))
         self.tape.add(
             Op(
                 norm.name,
@@ -109,7 +111,7 @@ class Operators:
         copies = tuple(
             Tensor(f"{norm.name} {name} as 32 bit", norm.size, FLOAT32, False)
             for name, there in (("weight", norm.weight), ("bias", norm.bias))
-            if there and self.base_size < FLOAT32 <= wide.itemsize
+            if there and self.norm_size < FLOAT32 <= wide.itemsize
         )
         saved = (wide, mean, deviation, *copies)
         return self.tape.add(Op(norm.name, (wide,), (out,), saved, parameter_gradients=gradients))
