@@ -9,20 +9,17 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-
-from rich.console import Console
 
 from calibration.grid import SECONDS_BESIDE_STEPS, Planned, capped, capped_grid, cpu_grid, grid
 from calibration.measure_report import line, print_grid, print_summary
 from calibration.measurement import Expected, Measurement, append_measurement, drop_torn_line, read_measurements
 from calibration.measuring_process import MeasuringProcess
 from planner.prediction import Target, predict_traced
-from planner.report.console import data_console, notes_console
 from planner.report.error import print_error
 from planner.report.progress import busy, progress_bar
 from planner.traced import check_tracer
@@ -73,10 +70,11 @@ def points_for(gpu: GpuProfile | None, caps: Sequence[int]) -> list[Planned]:
     return capped_grid(gpu, caps) if caps else grid(gpu)
 
 
-def measure_all(
-    points: Sequence[Planned], gpu: GpuProfile | None, order: Order, make_console: Callable[[], Console]
-) -> list[Measurement]:
-    """Measure `points` in their order until the time is up; those that the file has already are left out."""
+def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order) -> list[Measurement]:
+    """Measure `points` in their order until the time is up, and tell each on stderr.
+
+    Those that the file has already are left out.
+    """
     check_tracer("measuring")
     order.output.parent.mkdir(parents=True, exist_ok=True)
     drop_torn_line(order.output)
@@ -86,8 +84,6 @@ def measure_all(
     found: list[Measurement] = []
     beside = SECONDS_BESIDE_STEPS
     with MeasuringProcess(LIMIT_SECONDS) as process, progress_bar("measuring") as progress:
-        # Made below the bar, which moves aside only for what is printed through its streams.
-        console = make_console()
         for one in rest:
             began = time.monotonic()
             if began + one.seconds + beside > deadline:
@@ -97,7 +93,8 @@ def measure_all(
             append_measurement(measurement, order.output)
             found.append(measurement)
             beside += (max(0, time.monotonic() - began - one.seconds) - beside) / (len(found) + 1)
-            console.print(line(measurement), soft_wrap=True)
+            # The bar moves aside for what is written to the stream itself, not for another console.
+            sys.stderr.write(line(measurement) + "\n")
             progress(max(1 - (deadline - time.monotonic()) / (60 * order.minutes), len(found) / len(rest)))
     return found
 
@@ -152,8 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print_grid(points, gpu, as_json=arguments.json)
         return 0
     output = arguments.output or RECORDS / f"{_file_name(gpu)}.jsonl"
-    order = Order(arguments.minutes, output, arguments.trace)
-    found = measure_all(points, gpu, order, notes_console if arguments.json else data_console)
+    found = measure_all(points, gpu, Order(arguments.minutes, output, arguments.trace))
     print_summary(found, output, as_json=arguments.json)
     return 0 if not found or any(one.attempt.outcome != "failed" for one in found) else 1
 
