@@ -64,8 +64,9 @@ def _answer(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction 
         return error.message
     except ValidationError as error:
         return error.errors()[0]["msg"].removeprefix("Value error, ")
-    except RuntimeError as error:
-        return f"the step cannot be traced: {str(error).strip().partition('. ')[0]}"
+    except (RuntimeError, ValueError, TypeError) as error:
+        # One step that a library refuses must not lose minutes of the others.
+        return f"the step cannot be traced: {' '.join(str(error).split()).partition('. ')[0]}"
 
 
 def _one_thread() -> None:
