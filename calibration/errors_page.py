@@ -68,10 +68,8 @@ def main(
 ) -> None:
     """Write calibration/ERRORS.md."""
     runs = read_runs(RUNS)
-    parts = sections(PAGE.read_text("utf-8")) if PAGE.exists() else {}
-    for way in TITLES:
-        if with_ in (None, way):
-            parts[way] = section(way, *compare(runs, way))
+    made = {way: section(way, *compare(runs, way)) for way in TITLES if with_ in (None, way)}
+    parts = (sections(PAGE.read_text("utf-8")) if PAGE.exists() else {}) | made
     written = (INTRODUCTION.strip(), *(parts[way] for way in TITLES if way in parts))
     PAGE.write_text("\n\n".join(written) + "\n", "utf-8")
 
