@@ -15,7 +15,7 @@ from planner.memory.parameters import (
 from planner.memory.reserved import process_memory
 from planner.memory.states import state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, evaluation_peak, timeline
-from planner.memory.workspace import batch_bytes, workspace_bytes
+from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
 from planner.network import network
 from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
@@ -116,31 +116,33 @@ def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[
         "adapter": adapter_bytes(arch, step),
         "optimizer states": state_bytes(arch, step),
         "earlier gradients": gradient_bytes(arch, step) if step.gradients_persist else 0,
-        "batch and masks": batch_bytes(arch, step),
+        "batch": batch_bytes(arch, step),
         "cuBLAS workspaces": workspace_bytes(gpu),
     }
 
 
 def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
     """For each phase the bytes above the static ones at its peak, by name, and that peak."""
-    activity = timeline(arch, step)
+    activity, positions = timeline(arch, step), position_bytes(arch, step)
     loss = max(activity.loss_forward, activity.loss_backward, key=lambda peak: peak.bytes)
     moments: dict[Phase, tuple[dict[str, int], Peak | None]] = {
-        "forward": (_parts(activity.forward), activity.forward),
-        "loss": (_parts(loss), loss),
-        "backward": (_parts(activity.backward), activity.backward),
+        "forward": (_parts(activity.forward, positions), activity.forward),
+        "loss": (_parts(loss, positions), loss),
+        "backward": (_parts(activity.backward, positions), activity.backward),
         "step": (_optimizer_parts(arch, step), None),
     }
     if activity.reference:
-        moments["reference"] = (_parts(activity.reference), activity.reference)
+        moments["reference"] = (_parts(activity.reference, positions), activity.reference)
     if step.eval_batch:
-        evaluation = evaluation_peak(arch, replace(step, micro_batch=step.eval_batch))
-        moments["evaluation"] = (_parts(evaluation), evaluation)
+        of_evaluation = replace(step, micro_batch=step.eval_batch)
+        evaluation = evaluation_peak(arch, of_evaluation)
+        moments["evaluation"] = (_parts(evaluation, position_bytes(arch, of_evaluation)), evaluation)
     return moments
 
 
-def _parts(peak: Peak) -> dict[str, int]:
+def _parts(peak: Peak, positions: int) -> dict[str, int]:
     return {
+        "masks and positions": positions,
         "stored activations": peak.stored,
         f"{peak.place} at work": peak.working,
         "gradients": peak.gradients,
@@ -174,7 +176,8 @@ def _why(name: str, arch: Architecture, step: StepSpec, peak: Peak | None) -> st
         "earlier gradients": f"{format_count(learns)} parameters x {itemsize} B, kept between micro-batches",
         "gradients": f"gradients of weights, {itemsize} B a parameter that learns",
         "optimizer scratch": f"temporary copies of {step.optimizer}",
-        "batch and masks": f"token ids, labels, masks and rotary tables of {tokens}",
+        "batch": f"token ids, labels and masks of {tokens}, and buffers",
+        "masks and positions": "masks of attention, rotary tables and position biases",
         "cuBLAS workspaces": "two, for the forward and the backward thread",
         "stored activations": _stored_why(arch, step, tokens),
         "weight copies of autocast": f"{step.autocast} copies of float32 weights",

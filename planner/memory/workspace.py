@@ -18,12 +18,16 @@ CUBLAS_WORKSPACES = 2
 
 
 def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of token ids, labels and attention mask, of what is made of the mask, of rotary tables and of buffers."""
-    rows = rounded(step.num_tokens * INDEX)
+    """Bytes of token ids, labels and attention mask, and of buffers."""
+    rows = INDEX_TENSORS[step.objective] * rounded(step.num_tokens * INDEX)
+    return rows + sum(map(rounded, architecture.buffer_bytes))
+
+
+def position_bytes(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of masks, rotary tables and position biases, which go with the activations."""
     rotary = max(block.attention.rotary_dim for block in architecture.blocks)
     tables = 2 * rounded(step.seq_len * rotary * DTYPE_BYTES[step.base_dtype])
-    biases = _shared_biases(architecture, step) + sum(map(rounded, architecture.buffer_bytes))
-    return biases + INDEX_TENSORS[step.objective] * rows + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
+    return _shared_biases(architecture, step) + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
 
 
 def _shared_biases(architecture: Architecture, step: StepSpec) -> int:
