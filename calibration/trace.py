@@ -146,8 +146,8 @@ def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> 
     except NotImplementedError as error:
         # What torch says of a tensor on the meta device.
         raise UnsupportedError(
-            f"{config.peft.type if config.peft else config.method} cannot be traced: its shape follows from values, and "
-            "a trace has none"
+            f"{config.peft.type if config.peft else config.method} cannot be traced: its shape follows from values, "
+            "and a trace has none"
         ) from error
     if isinstance(model, PeftModel):
         # TRL's copy of an adapter has no weights either.
