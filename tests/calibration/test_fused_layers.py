@@ -7,7 +7,6 @@ from torch import nn  # noqa: E402
 from calibration.fused_layers import FusedRMSNorm, FusedRotary, fused_layers  # noqa: E402
 from planner.step import StepSpec  # noqa: E402
 
-
 pytestmark = pytest.mark.slow
 
 

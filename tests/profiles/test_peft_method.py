@@ -77,9 +77,7 @@ def test_a_base_that_a_method_does_not_train_on_is_refused_with_those_that_it_do
 
 
 def test_a_knob_without_which_a_method_fails_is_asked_for():
-    with pytest.raises(
-        ConfigError, match="on a base in nf4 PREFIX_TUNING only trains with false"
-    ):
+    with pytest.raises(ConfigError, match="on a base in nf4 PREFIX_TUNING only trains with false"):
         find_method("PREFIX_TUNING").check_base("nf4", KNOBS)
 
 
