@@ -2,6 +2,7 @@ import pytest
 
 from planner.hardware import Precision, attention_implementations, objections, precisions, quantizations, wheel_note
 from planner.run_config import LoraKnobs, RunConfig
+from planner.space import loss_paths
 from profiles.build_architecture import architecture
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import all_gpus, find_gpu
@@ -79,7 +80,7 @@ def test_bfloat16_on_a_t4_is_objected_to():
 
 
 def test_float16_is_objected_to_for_a_model_that_overflows():
-    (objection,) = objections(qlora(dtype="float16", mixed_precision="fp16"), T5, find_gpu("a100-80gb"))
+    (objection,) = objections(qlora(dtype="float16", mixed_precision="fp16", loss="full"), T5, find_gpu("a100-80gb"))
     assert objection.startswith("t5 overflows in float16")
 
 
@@ -125,6 +126,11 @@ def test_what_the_rules_choose_is_never_objected_to(gpu, method):
     for model in (LLAMA, T5, GEMMA2):
         for choice in precisions(model, gpu, method):
             config = RunConfig(
-                model="m", method=method, lora=lora, dtype=choice.dtype, mixed_precision=choice.mixed_precision
+                model="m",
+                method=method,
+                lora=lora,
+                dtype=choice.dtype,
+                mixed_precision=choice.mixed_precision,
+                loss=loss_paths("sft", model)[0],
             )
             assert objections(config, model, gpu) == ()

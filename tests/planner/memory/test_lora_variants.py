@@ -21,7 +21,7 @@ LORA = {"r": 8, "target_modules": list(NAMES)}
 STEP = StepSpec(4, 128, "bfloat16", autocast="bfloat16", checkpointing=False, device="cpu")
 
 
-VARIANTS = ({"use_rslora": True}, *({"init_lora_weights": way} for way in BEGINNINGS if way is not True))
+VARIANTS = ({"use_rslora": True}, *({"init_lora_weights": way} for way in sorted(BEGINNINGS - {True}, key=str)))
 
 
 def peak(options: dict[str, object], folder: Path) -> int:
