@@ -22,9 +22,9 @@ TITLES: dict[Way, str] = {"trace": "By tracing the step", "closed-form": "By the
 INTRODUCTION = """# Errors of the predictions
 
 What is predicted for the training runs of [truth](truth/README.md), which other people measured, and what they
-measured. This page is written by `python -m calibration.errors_page`; a test fails when the part of the closed
-form is stale. Memory is in MiB, errors are fractions of what was measured. A false fit is a run that ran out of memory and is called `fits`, a false
-refusal one that ran and is called `no`.
+measured. This page is written by `python -m calibration.errors_page`; a test fails when the part of the closed form is
+stale. Memory is in MiB, errors are fractions of what was measured. A false fit is a run that ran out of memory and is
+called `fits`, a false refusal one that ran and is called `no`.
 """
 
 
