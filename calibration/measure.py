@@ -22,13 +22,13 @@ from calibration.measuring_process import MeasuringProcess
 from planner.prediction import Target, predict_traced
 from planner.report.error import print_error
 from planner.report.progress import busy, progress_bar
+from planner.run_record import Prediction
 from planner.traced import check_tracer
 from planner.units import format_bytes
 from profiles.detect import detect_gpu
 from profiles.errors import EnvironmentFault, FituneError, InputError
 from profiles.gpu import GIB, GpuProfile
 from profiles.gpu_catalog import find_gpu
-from trainer.record import Prediction
 
 RECORDS = Path(__file__).with_name("records")
 CAP = re.compile(r"(?P<gib>\d+(\.\d+)?)\s*gi?b?", re.IGNORECASE)

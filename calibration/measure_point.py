@@ -26,13 +26,13 @@ from calibration.model_config import transformers_config
 from calibration.phase_peaks import Counter, CpuCounter, CudaCounter, PhasePeaks
 from calibration.random_model import random_model
 from planner.run_config import RunConfig
+from planner.run_record import Measured
 from profiles.errors import FituneError, OutOfMemory
 from trainer.environment import environment
 from trainer.faults import Where, explain
 from trainer.meters import StepClock
 from trainer.objectives import make_trainer
 from trainer.probe import Example, longest_examples
-from trainer.record import Measured
 from trainer.run import find_device, quiet_libraries
 
 

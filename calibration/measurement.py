@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.run_config import RunConfig
+from planner.run_record import Environment, Measured, Prediction
 from planner.step import StepSpec
 from planner.verdict import Verdict
 from profiles.errors import InputError
 from profiles.model import ModelProfile
-from trainer.record import Environment, Measured, Prediction
 
 Outcome = Literal["ran", "out of memory", "failed"]
 

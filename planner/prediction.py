@@ -53,7 +53,7 @@ class Prediction:
 
     @property
     def figures(self) -> dict[str, object]:
-        """What the trainer prints beside the measured figures, as `trainer.record.Prediction` reads it."""
+        """What the trainer prints beside the measured figures, as `planner.run_record.Prediction` reads it."""
         return {
             "allocated_bytes": self.estimate.allocated_bytes,
             "reserved_bytes": self.estimate.reserved_bytes,

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.run_file import read_run_file
+from planner.run_record import RunRecord
 from planner.units import format_bytes
 from profiles.errors import FituneError, InputError, OutOfMemory
 from trainer.interruption import Interrupted, Interruption, handling
 from trainer.ranks import rank
-from trainer.record import PREDICTION_FILE, RunRecord, read_prediction
+from trainer.record import PREDICTION_FILE, read_prediction
 from trainer.training_process import STATUS_FILE, report
 
 

@@ -6,7 +6,7 @@ from importlib import metadata
 import pynvml
 import torch
 
-from trainer.record import Environment
+from planner.run_record import Environment
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "fitune")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from planner.run_config import RunConfig
 from planner.run_file import read_run_file
+from planner.run_record import RunRecord
 from profiles.errors import InputError
 from trainer.checkpoints import CONFIG_FILE, FINAL, last_checkpoint
-from trainer.record import RunRecord, read_records
+from trainer.record import read_records
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

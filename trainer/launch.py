@@ -39,7 +39,7 @@ def launch(
 
     Where memory ends, the run goes on with less, at most `max_restarts` times.
 
-    `prediction` is a file in the form of `trainer.record.Prediction`; its figures are shown beside the measured ones.
+    `prediction` is a file in the form of `planner.run_record.Prediction`, whose figures are shown beside the measured.
     A dry run checks, prints the command to stdout and changes nothing; it may leave the data open, as a plan may.
     Raises InputError or EnvironmentFault.
     """

@@ -5,9 +5,9 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from planner.report.answer import setting_facts
+from planner.run_record import RunRecord
 from planner.units import format_bytes, format_seconds
 from trainer.finished_run import FinishedRun
-from trainer.record import RunRecord
 
 CARD_FILE = "README.md"
 OBJECTIVES = {

@@ -1,97 +1,15 @@
-"""What was predicted and what was measured: one line of JSON for each run. Needs no torch."""
+"""The files of a run folder that keep what was predicted and measured. Needs no torch."""
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from planner.run_config import RunConfig
-from profiles.errors import InputError, Moment
+from planner.run_record import RECORD_FILE, Prediction, Recovery, RunRecord
+from profiles.errors import InputError
 
-RECORD_FILE = "record.jsonl"
 PREDICTION_FILE = "prediction.json"
 RECOVERIES_FILE = "recoveries.jsonl"
-
-Status = Literal["completed", "interrupted", "failed"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Prediction(_Part):
-    """What the planner expected of the run; the planner writes it, None is what it did not say."""
-
-    allocated_bytes: int = Field(gt=0, description="peak of live tensors")
-    reserved_bytes: int | None = Field(default=None, description="peak that torch's allocator holds")
-    process_bytes: int | None = Field(default=None, description="peak that the driver reports for the process")
-    interval_bytes: tuple[int, int] | None = Field(default=None, description="range of process_bytes")
-    tokens_per_second: float | None = Field(default=None, description="tokens through the model, padding included")
-
-
-class Measured(_Part):
-    """What the run took; None is what this machine cannot tell."""
-
-    allocated_bytes: int | None = Field(description="peak of live tensors: counted on a CPU, torch's own count on CUDA")
-    reserved_bytes: int | None = Field(default=None, description="peak that torch's allocator held")
-    process_bytes: int | None = Field(default=None, description="peak that the driver reported for the process")
-    tokens_per_second: float | None = Field(default=None, description="tokens through the model, padding included")
-    phases: dict[str, int] = Field(default={}, description="peak of live tensors by phase of the step, in bytes")
-
-
-class Environment(_Part):
-    """The machine and the libraries."""
-
-    gpu: str | None = Field(description="name of the card; None: the run was on a CPU")
-    driver: str | None
-    cuda: str | None
-    python: str
-    platform: str
-    packages: dict[str, str] = Field(description="version by package")
-
-
-class Result(_Part):
-    """How the run ended."""
-
-    status: Status
-    steps: int = Field(description="optimizer steps done, those before a resume included")
-    max_steps: int = Field(description="optimizer steps planned")
-    loss: float | None = Field(default=None, description="the last one logged")
-    eval_loss: float | None = Field(default=None, description="the last one; None without evaluation data")
-    seconds: float = Field(description="from the first step of this process to its last")
-
-
-class Recovery(_Part):
-    """One time that memory ended, and what the run gave up to go on."""
-
-    time: str = Field(description="ISO 8601 in UTC")
-    moment: Moment = Field(description="what the run was doing")
-    step: int = Field(description="optimizer steps done by then")
-    resumed_from: int = Field(description="step of the checkpoint that the run went on from; 0: from the start")
-    changes: dict[str, tuple[Any, Any]] = Field(description="knobs that changed: before, after")
-
-
-class RunRecord(_Part):
-    """One run, complete enough to compare it with others and to repeat it."""
-
-    time: str = Field(description="end of the run, ISO 8601 in UTC")
-    config: RunConfig
-    predicted: Prediction | None
-    measured: Measured
-    environment: Environment
-    result: Result
-    recoveries: tuple[Recovery, ...] = Field(default=(), description="the ends of memory that the run outlived")
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """The record in one line of JSON. Raises InputError."""
-        try:
-            return cls.model_validate_json(line)
-        except ValidationError as error:
-            raise InputError(
-                f"a line of {RECORD_FILE} is no record of this version: {error.errors()[0]['msg']}"
-            ) from error
 
 
 def append_record(record: RunRecord, output_dir: Path) -> None:
@@ -114,7 +32,7 @@ def read_recoveries(output_dir: Path) -> tuple[Recovery, ...]:
     return tuple(Recovery.model_validate_json(line) for line in _lines(output_dir / RECOVERIES_FILE))
 
 
-def _append(part: _Part, path: Path) -> None:
+def _append(part: BaseModel, path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(part.model_dump_json() + "\n")
         file.flush()

@@ -8,13 +8,14 @@ from pathlib import Path
 from planner.prediction import Target, predict
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
+from planner.run_record import Prediction, Recovery
 from profiles.errors import InputError
 from profiles.gpu_catalog import find_gpu
 from profiles.main_memory import available_memory_bytes
 from profiles.model_catalog import resolve_model
 from trainer.checkpoints import CONFIG_FILE, last_checkpoint, step_of, way_on
 from trainer.ladder import advice, changes, in_words, next_rung
-from trainer.record import PREDICTION_FILE, Prediction, Recovery, append_recovery
+from trainer.record import PREDICTION_FILE, append_recovery
 from trainer.training_process import Ending
 
 MAX_RESTARTS = 10

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
+from planner.run_record import Measured, Prediction, Result, RunRecord, Status
 from profiles.errors import ConfigError, EnvironmentFault, RunError
 from trainer.agreement import wait_for_all
 from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
@@ -40,7 +41,7 @@ from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dr
 from trainer.probe import LongestBatch
 from trainer.progress import Display, ShowProgress
 from trainer.ranks import local_rank, rank
-from trainer.record import Measured, Prediction, Result, RunRecord, Status, append_record, read_recoveries
+from trainer.record import append_record, read_recoveries
 from trainer.run_lock import holding
 from trainer.samples import ShowSamples
 from trainer.saving import SealCheckpoints, load_finished, save_final

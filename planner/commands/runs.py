@@ -10,10 +10,9 @@ import typer
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
+from planner.run_record import RECORD_FILE
 from planner.units import format_bytes
 from profiles.errors import InputError
-
-RECORD_FILE = "record.jsonl"
 
 COLUMNS = (
     Column("run"),

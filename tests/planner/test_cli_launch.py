@@ -10,8 +10,7 @@ import pytest
 from planner.cli import main
 from planner.commands import launch as launch_command
 from planner.commands.launch import run_process, trainer_argv
-from planner.commands.runs import RECORD_FILE
-from trainer import record
+from planner.run_record import RECORD_FILE, Prediction
 
 PLAN = ("plan", "llama2-7b", "--gpu", "t4", "--method", "qlora")
 
@@ -49,7 +48,7 @@ def test_launch_returns_the_code_of_the_trainer_and_hands_it_the_prediction(run_
     assert main(["launch", str(run_file)]) == 7
     ((argv, prediction),) = started
     assert argv[-1] != "--dry-run"
-    assert record.Prediction.model_validate(prediction).process_bytes == prediction["process_bytes"]
+    assert Prediction.model_validate(prediction).process_bytes == prediction["process_bytes"]
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("Yes: meta-llama/Llama-2-7b-hf on one T4 with qlora nf4 r16 takes ")
@@ -101,10 +100,6 @@ def test_a_signal_reaches_the_process_and_its_code_comes_back():
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 5
     process.stdout.close()
-
-
-def test_runs_reads_the_file_that_the_trainer_writes():
-    assert RECORD_FILE == record.RECORD_FILE
 
 
 def write_record(folder: Path, predicted: int | None, measured: int, restarts: int = 0) -> None:

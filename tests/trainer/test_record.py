@@ -1,17 +1,9 @@
 import pytest
 
 from planner.run_config import LoraKnobs, RunConfig
+from planner.run_record import Environment, Measured, Prediction, Result, RunRecord
 from profiles.errors import InputError
-from trainer.record import (
-    Environment,
-    Measured,
-    Prediction,
-    Result,
-    RunRecord,
-    append_record,
-    read_prediction,
-    read_records,
-)
+from trainer.record import append_record, read_prediction, read_records
 
 RECORD = RunRecord(
     time="2026-11-21T08:00:00+00:00",

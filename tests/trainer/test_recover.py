@@ -4,7 +4,8 @@ import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs, RunConfig
 from planner.run_file import read_run_file
-from trainer.record import PREDICTION_FILE, Prediction, read_prediction, read_recoveries
+from planner.run_record import Prediction
+from trainer.record import PREDICTION_FILE, read_prediction, read_recoveries
 from trainer.recover import survive
 from trainer.seal import seal
 from trainer.training_process import Ending

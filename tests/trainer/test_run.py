@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs
+from planner.run_record import Prediction
 from profiles.errors import ConfigError, DataError, UnknownModelError
 from trainer.checkpoints import last_checkpoint
-from trainer.record import Prediction, read_records
+from trainer.record import read_records
 
 pytestmark = pytest.mark.slow
 

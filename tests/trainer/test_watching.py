@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from planner.run_config import DataKnobs, SampleKnobs
+from planner.run_record import Prediction
 from trainer.checkpoints import read_state
-from trainer.record import Prediction
 
 pytestmark = pytest.mark.slow
 
