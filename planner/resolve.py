@@ -3,16 +3,14 @@
 from functools import lru_cache
 
 from planner.adapter_cost import adapter_in_options
-from planner.run_config import PAIRED, REFERRING, Dtype, LoraKnobs, Objective, RunConfig
-from planner.step import Adapter, AttentionKernel, Reference, StepLoss, StepSpec
+from planner.run_config import AUTOCAST, PAIRED, REFERRING, LoraKnobs, Objective, RunConfig
+from planner.step import Adapter, AttentionKernel, Reference, Sharding, StepLoss, StepSpec
 from profiles.architecture import Architecture
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 from profiles.trainer import TrainerProfile, find_trainer
-
-AUTOCAST: dict[str, Dtype | None] = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
 
 PREFERENCE_TRAINERS = ("fitune", "trl")
 """Trainers whose steps of other objectives than sft are described: TRL's, which are fitune's too."""
@@ -61,7 +59,23 @@ def step_of_network(
         objective=config.objective,
         reference=_reference(config),
         target_len=(config.max_target_length or config.max_length) if is_encoder_decoder else None,
+        sharding=_sharding(config),
         device="cuda" if gpu else "cpu",
+    )
+
+
+def _sharding(config: RunConfig) -> Sharding | None:
+    knobs = config.parallel
+    if knobs is None:
+        return None
+    return Sharding(
+        engine=knobs.strategy,
+        num_gpus=config.num_gpus,
+        num_nodes=config.num_nodes,
+        offload=knobs.offload,
+        reshard_after_forward=knobs.reshard_after_forward,
+        tensor_parallel_size=knobs.tensor_parallel_size,
+        context_parallel_size=knobs.context_parallel_size,
     )
 
 

@@ -23,6 +23,9 @@ from planner.knob_sections import Objective as Objective
 from planner.knob_sections import PeftKnobs as PeftKnobs
 from planner.knob_sections import PreferenceKnobs as PreferenceKnobs
 from planner.knob_sections import SampleKnobs as SampleKnobs
+from planner.parallel_knobs import Offload as Offload
+from planner.parallel_knobs import ParallelKnobs as ParallelKnobs
+from planner.parallel_knobs import Strategy as Strategy
 from profiles.errors import ConfigError
 from profiles.peft_method import base_of, check_lora, find_method
 
@@ -33,6 +36,9 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 AttentionImplementation = Literal["eager", "sdpa", "flash_attention_2"]
 LossPath = Literal["full", "fused"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+AUTOCAST: dict[MixedPrecision, Dtype | None] = {"no": None, "fp16": "float16", "bf16": "bfloat16"}
+"""The dtype of the forward pass under each kind of mixed precision."""
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -62,8 +68,10 @@ class RunConfig(Knobs):
         False, description="Run Python code that the model's repository ships. Off unless you read that code."
     )
     gpu: str | None = Field(None, description="The card this was planned for; None means a CPU.")
-    num_gpus: PositiveInt = Field(
-        1, description="Cards that each hold the whole model and share the batch; on a CPU, processes."
+    num_gpus: PositiveInt = Field(1, description="Cards in each machine; on a CPU, processes.")
+    num_nodes: PositiveInt = Field(1, description="Machines, each with as many cards.")
+    parallel: ParallelKnobs | None = Field(
+        None, validate_default=True, description="How the cards share the run; only with more than one."
     )
 
     objective: Objective = Field(
@@ -163,6 +171,24 @@ class RunConfig(Knobs):
     @classmethod
     def _preference_is_stated(cls, preference: PreferenceKnobs | None, known: ValidationInfo) -> PreferenceKnobs | None:
         return preference or (None if known.data.get("objective", "sft") == "sft" else PreferenceKnobs())
+
+    @field_validator("parallel", mode="after")
+    @classmethod
+    def _parallel_is_stated(cls, parallel: ParallelKnobs | None, known: ValidationInfo) -> ParallelKnobs | None:
+        several = known.data.get("num_gpus", 1) * known.data.get("num_nodes", 1) > 1
+        return parallel or (ParallelKnobs() if several else None)
+
+    @model_validator(mode="after")
+    def _cards_can_share_it(self) -> Self:
+        if self.parallel is None:
+            return self
+        if self.world_size == 1:
+            raise ValueError("the parallel section is for several cards, but num_gpus is 1; leave the section out")
+        self.parallel.check_cards(self.num_gpus, self.num_nodes)
+        self.parallel.check_row(self.max_length, self.attn_implementation, self.joins_rows)
+        self.parallel.check_base(self.method, self.quantization, self.dtype, AUTOCAST[self.mixed_precision])
+        self.parallel.check_optimizer(self.optim)
+        return self
 
     @model_validator(mode="after")
     def _method_and_base_agree(self) -> Self:
@@ -281,9 +307,30 @@ class RunConfig(Knobs):
         return self.packing or self.padding_free
 
     @property
+    def world_size(self) -> int:
+        """Cards of the run, on all machines; on a CPU, processes."""
+        return self.num_gpus * self.num_nodes
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of cards with rows of their own; a group is one card unless it splits products or rows."""
+        if self.parallel is None:
+            return 1
+        return self.world_size // (self.parallel.tensor_parallel_size * self.parallel.context_parallel_size)
+
+    @property
+    def quant_storage(self) -> Dtype | None:
+        """The dtype that 4-bit weights are packed in so that they can be shared out; None where no one shares them.
+
+        It is `bnb_4bit_quant_storage`; source: PEFT, developer guide on FSDP and QLoRA.
+        """
+        shared = self.parallel is not None and self.parallel.partitions_weights
+        return self.dtype if shared and self.quantization in ("nf4", "fp4") else None
+
+    @property
     def effective_batch_size(self) -> int:
         """Examples that one optimizer step sees on all cards together."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_gpus
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.data_parallel_size
 
 
 def split_batch(effective_batch_size: int, micro_batch: int) -> int:

@@ -17,7 +17,10 @@ from profiles.errors import ConfigError
 VERSION = 1
 
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("What is trained, and the card it was planned for.", ("version", "model", "trust_remote_code", "gpu", "num_gpus")),
+    (
+        "What is trained, and the cards it was planned for.",
+        ("version", "model", "trust_remote_code", "gpu", "num_gpus", "num_nodes", "parallel"),
+    ),
     (
         "How: which weights, in which number formats.",
         ("method", "quantization", "double_quant", "dtype", "mixed_precision"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.run_config import Dtype, Objective, Quantization
+from planner.run_config import Dtype, Objective, Offload, Quantization, Strategy
 
 AttentionKernel = Literal["eager", "math", "efficient", "flash"]
 """eager is Transformers' own code; math, efficient and flash are the kernels of torch's fused attention."""
@@ -40,6 +40,42 @@ class Adapter:
     options: tuple[tuple[str, str], ...] | None = None
 
 
+ShardingEngine = Strategy | Literal["fsdp1"]
+"""The strategies of a run file, and the first FSDP of torch, with which others measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How the cards of a run share one step; the figures of a step are those of one card.
+
+    `num_gpus` is the cards of a machine, `num_nodes` the machines. A group of `tensor_parallel_size` x
+    `context_parallel_size` cards works on the same rows. `offload` is what stays in host memory.
+    """
+
+    engine: ShardingEngine
+    num_gpus: int
+    num_nodes: int = 1
+    offload: Offload = "none"
+    reshard_after_forward: bool = True
+    tensor_parallel_size: int = 1
+    context_parallel_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Cards of the run."""
+        return self.num_gpus * self.num_nodes
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Groups of cards with rows of their own."""
+        return self.world_size // (self.tensor_parallel_size * self.context_parallel_size)
+
+    @property
+    def num_shards(self) -> int:
+        """Cards that share out what tensor parallelism leaves on each: all with other rows or another part of a row."""
+        return self.world_size // self.tensor_parallel_size
+
+
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """One training step.
@@ -56,7 +92,7 @@ class StepSpec:
     made before the loss is called, which lets the 16-bit logits go. `output_alive` is true where the caller keeps the
     logits through the backward pass. `gradients_persist` is true with gradient accumulation: gradients of earlier
     micro-batches are there in the forward pass. `experts_quantized` is true where each expert is a Linear module, as in
-    Transformers before 5.
+    Transformers before 5. `sharding` is None on one card.
     """
 
     micro_batch: int
@@ -87,6 +123,7 @@ class StepSpec:
     reference: Reference = "none"
     target_len: int | None = None
     kernels: Kernels = "torch"
+    sharding: Sharding | None = None
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property

@@ -16,7 +16,7 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 # The same for the modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
     ("units",),
-    ("knob_sections", "run_config", "run_file", "run_record"),
+    ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record"),
     ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("work", "speed_rates", "speed"),

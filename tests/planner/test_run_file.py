@@ -51,6 +51,7 @@ def configs() -> st.SearchStrategy[RunConfig]:
             "samples": st.none() | st.builds(SampleKnobs, prompts=st.tuples(words), steps=counts),
             "report_to": st.lists(st.sampled_from(["tensorboard", "wandb"])).map(tuple),
             "num_gpus": counts,
+            "num_nodes": counts,
             "seed": st.integers(0, 2**63),
         },
     )
