@@ -124,8 +124,14 @@ def _materialized(
     math = ops.step.attention == "math"
     size = query.itemsize
     score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
-    query, key = (_contiguous(ops, tensor, score_size) for tensor in (query, key))
-    value = _contiguous(ops, value, FLOAT32 if math else size)
+    given = key, value
+    # What was repeated is laid out as a batched product reads it.
+    repeated = attention.num_kv_heads < attention.num_heads and not math
+    query = _contiguous(ops, query, score_size)
+    if not repeated or key.itemsize < score_size:
+        key = _contiguous(ops, key, score_size)
+    if not repeated:
+        value = _contiguous(ops, value, FLOAT32 if math else size)
 
     def scores(name: str, itemsize: int = score_size) -> Tensor:
         return Tensor(name, num_scores, itemsize)
@@ -150,7 +156,7 @@ def _materialized(
     weights = ops.dropout(weights) if dropout else weights
     out = _output(ops, attention, value.itemsize)
     ops.tape.add(Op("attention", (weights, value), (out,), (weights, value)))
-    ops.tape.hold(weights)
+    ops.tape.hold(weights, *given)
     return _contiguous(ops, out, DTYPE_BYTES[ops.step.compute_dtype] if math else out.itemsize)
 
 

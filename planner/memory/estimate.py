@@ -65,7 +65,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
 
     Raises UnsupportedError for an architecture or an adapter that is not described and ConfigError for an unknown
     optimizer.
-    Measured error on published runs of one GPU: median 1.1 %, 95th percentile 11.2 % (`calibration.compare`).
+    The measured error is in `calibration/ERRORS.md`.
     """
     _refuse_undescribed(step.adapter)
     arch = network(model, step.objective)

@@ -74,6 +74,8 @@ def layer_tape(block: Block, step: StepSpec, hidden_size: int, itemsize: int) ->
         _parallel(ops, block, source)
     else:
         _sequential(ops, block, source, encoded)
+    # The loop over the layers names it until the layer returns.
+    tape.hold(source)
     return tape
 
 
@@ -131,16 +133,15 @@ def _attention(ops: Operators, attention: Attention, x: Tensor, block: Block, en
         else:
             query, key, value = _heads(ops, attention, x, encoded)
         heads = attend(ops, attention, query, key, value, "attention" in block.dropout)
-        out = ops.linear(attention.output, heads)
-        ops.tape.hold(query, key, value)
+        [out] = ops.linears([attention.output], [heads])
+        ops.tape.hold(x, query, key, value)
         return out
 
 
 def _heads(ops: Operators, attention: Attention, x: Tensor, encoded: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value after their norms and rotary positions."""
     sources = [x, *[encoded or x] * (len(attention.inputs) - 1)]
-    projections = [ops.linear(linear, source) for linear, source in zip(attention.inputs, sources, strict=True)]
-    ops.tape.hold(x)
+    projections = ops.linears(attention.inputs, sources)
     query, key, value = projections if len(projections) == 3 else _split(ops, attention, projections[0])
     if attention.scales_query:
         query = ops.tape.add(Op("scaled query", (query,), (Tensor("scaled query", query.elements, query.itemsize),)))

@@ -27,6 +27,8 @@ def loss_tape(architecture: Architecture, step: StepSpec, itemsize: int) -> Tape
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
     PATHS[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
+    # The model's output has a name until the loss is there.
+    ops.tape.hold(x)
     return ops.tape
 
 
@@ -37,9 +39,11 @@ def _scalar(ops: Operators, name: str, inputs: tuple[Tensor, ...], saved: tuple[
 def _logits(ops: Operators, head: Linear, x: Tensor, capped: bool) -> Tensor:
     """All logits; the caller's output keeps them to the end of the backward pass where the step says so."""
     logits = ops.plain(head, x)
+    if ops.step.upcast_in_model:
+        logits = ops.cast(logits, FLOAT32)
     if ops.step.output_alive:
-        head_op = ops.tape.ops[-1]
-        head_op.saved += (logits,)
+        maker = ops.tape.ops[-1]
+        maker.saved += (logits,)
     return ops.softcap(logits) if capped else logits
 
 
@@ -49,21 +53,20 @@ def _full(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     Older Transformers also copied the logits to shift them, and GPT-BigCode left them in 16 bit.
     """
     logits = _logits(ops, head, x, capped)
-    wide = _shifted(ops, ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits)
-    in_float32 = ops.cast(wide, FLOAT32) if ops.autocast_size else wide
-    log_softmax = Tensor("log-softmax", wide.elements, in_float32.itemsize)
+    wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
+    given = _shifted(ops, wide)
+    in_float32 = ops.cast(given, FLOAT32) if ops.autocast_size else given
+    log_softmax = Tensor("log-softmax", given.elements, in_float32.itemsize)
     ops.tape.add(Op("log_softmax", (in_float32,), (log_softmax,), (log_softmax,)))
     _scalar(ops, "nll", (log_softmax,))
-    ops.tape.hold(logits, wide)
+    ops.tape.hold(logits, wide, given)
 
 
 def _shifted(ops: Operators, logits: Tensor) -> Tensor:
     """A contiguous copy of all but the last position; of a single row that is a view."""
     if not ops.step.shift_logits or ops.step.micro_batch == 1:
         return logits
-    out = ops.tape.add(Op("shift", (logits,), (Tensor("shifted logits", logits.elements, logits.itemsize),)))
-    ops.tape.hold(logits)
-    return out
+    return ops.tape.add(Op("shift", (logits,), (Tensor("shifted logits", logits.elements, logits.itemsize),)))
 
 
 def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
@@ -71,10 +74,12 @@ def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None
     logits = _logits(ops, head, x, capped)
     wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
     given = _shifted(ops, wide)
-    sums = Tensor("log-sum-exp", ops.tokens, ROW_STATISTICS)
-    own_gradient = Tensor("gradient over the logits", 0, given.itemsize, base=given)
-    ops.tape.add(Op("cross entropy", (given,), (own_gradient,), (given,), passes_grad=True))
-    _scalar(ops, "mean", (own_gradient,), (sums,))
+    sums, losses = (Tensor(name, ops.tokens, ROW_STATISTICS) for name in ("log-sum-exp", "losses"))
+    # Logits that the caller keeps are there in any case.
+    written_over = 0 if given is logits and ops.step.output_alive else given.bytes
+    ops.tape.add(Op("cross entropy", (given,), (losses,), (given, sums), backward_scratch=-written_over))
+    _scalar(ops, "mean", (losses,))
+    ops.tape.hold(logits, wide)
 
 
 def _chunked(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:

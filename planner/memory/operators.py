@@ -1,9 +1,11 @@
 """The operators of a transformer layer as a tape sees them: what each makes, keeps and needs while it runs.
 
 Sources: Transformers 5.23 modeling files, PEFT 0.21 `tuners/lora/{layer,bnb}.py`, bitsandbytes 0.50
-`autograd/_functions.py`, torch 2.13 autograd formulas (`tools/autograd/derivatives.yaml`).
+`autograd/_functions.py`, torch 2.13 autograd formulas (`tools/autograd/derivatives.yaml`); for fused kernels
+fms-acceleration, `plugins/fused-ops-and-kernels`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from planner.memory.tape import Op, Tape, Tensor, rounded
@@ -14,6 +16,9 @@ from profiles.architecture import Linear, Norm
 FLOAT16, FLOAT32 = 2, 4
 ROW_STATISTICS = 4
 """Bytes of one float32 number a row: a mean, a reciprocal deviation, a log-sum-exp."""
+
+FUSED_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",))
+"""Layers with adapters that fms-acceleration computes in one function (`fused_ops/unsloth_lora/bnb/fast_lora.py`)."""
 
 SELF_CONTAINED_ACTIVATIONS = {"silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_python_tanh", "relu", "bloom_gelu"}
 """Activations that are one function of autograd, which keeps its input only, or as relu does its result. Others are
@@ -66,6 +71,8 @@ class Operators:
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
         """A normalization of `x`; autograd keeps its float32 input where the module computes in float32."""
         with self.tape.inside(norm.name):
+            if self.step.kernels == "foak" and norm.kind == "rms_norm":
+                return self._fused_norm(norm, x)
             return self._layer_norm(norm, x) if norm.kind == "layer_norm" else self._rms_norm(norm, x)
 
     def _rms_norm(self, norm: Norm, x: Tensor) -> Tensor:
@@ -99,6 +106,12 @@ class Operators:
         )
         return self.cast(out, x.itemsize) if norm.float32_scale else out
 
+    def _fused_norm(self, norm: Norm, x: Tensor) -> Tensor:
+        """The kernel of fms-acceleration, which keeps its input as it is and writes over the gradient that comes."""
+        sums = Tensor(f"{norm.name} deviation", x.elements // norm.size, ROW_STATISTICS)
+        out = Tensor(norm.name, x.elements, x.itemsize)
+        return self.tape.add(Op(norm.name, (x,), (out,), (x, sums), passes_grad=True))
+
     def _layer_norm(self, norm: Norm, x: Tensor) -> Tensor:
         """Torch's own layer norm, which autocast runs in float32 on a GPU and leaves alone on a CPU."""
         wide = self.cast(x, FLOAT32) if self.autocast_size and self.step.device == "cuda" else x
@@ -115,6 +128,12 @@ class Operators:
         )
         saved = (wide, mean, deviation, *copies)
         return self.tape.add(Op(norm.name, (wide,), (out,), saved, parameter_gradients=gradients))
+
+    def linears(self, linears: Sequence[Linear], sources: Sequence[Tensor]) -> list[Tensor]:
+        """Projections one after the other, or one fused function of all where the step has such kernels."""
+        if self._fuses_adapters(linears):
+            return self._fused_adapters(linears, sources[0])
+        return [self.linear(linear, source) for linear, source in zip(linears, sources, strict=True)]
 
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
@@ -214,6 +233,44 @@ class Operators:
             Op(name, (x,), (out,), (x, *copy), parameter_gradients=gradient, cached=copy if self.autocast_size else ())
         )
 
+    def _fuses_adapters(self, linears: Sequence[Linear]) -> bool:
+        """Whether fms-acceleration makes one function of these layers: they are quantized and all have adapters."""
+        adapter = self.step.adapter
+        return (
+            self.step.kernels == "foak"
+            and self.step.quantization is not None
+            and adapter is not None
+            and tuple(linear.name for linear in linears) in FUSED_TOGETHER
+            and {linear.name for linear in linears} <= set(adapter.targets)
+        )
+
+    def _fused_adapters(self, linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
+        """Quantized layers with adapters as one function, which keeps `x` and each of its dropouts, but no mask.
+
+        The gradient of `x` is written over `x`, if there are several layers. Products and what was dropped are added to
+        it one by one.
+        """
+        adapter = self.step.adapter
+        assert adapter is not None
+        size = DTYPE_BYTES[adapter.dtype]
+        outs = tuple(Tensor(linear.name, self.tokens * linear.out_features, x.itemsize) for linear in linears)
+        dropped = [Tensor(f"{x.name} dropped", x.elements, x.itemsize) for _ in linears if adapter.dropout]
+        weight = max(rounded(linear.num_weights * x.itemsize) for linear in linears)
+        learns = sum(linear.in_features + linear.out_features for linear in linears) * adapter.r
+        written_over = x.bytes if len(linears) > 1 else 0
+        self.tape.add(
+            Op(
+                " + ".join(out.name for out in outs),
+                (x,),
+                outs,
+                saved=(x, *dropped),
+                scratch=max(weight, max(out.bytes for out in outs)),
+                backward_scratch=max(weight + x.bytes, 2 * x.bytes + rounded(x.elements)) - written_over,
+                parameter_gradients=rounded(learns * size),
+            )
+        )
+        return list(outs)
+
     def softcap(self, x: Tensor) -> Tensor:
         """tanh(x / cap) * cap; autograd keeps the tanh."""
         tanh = Tensor(f"{x.name} tanh", x.elements, x.itemsize)
@@ -245,6 +302,9 @@ class Operators:
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotary positions: x cos + rotate_half(x) sin. Only the shared cosines and sines are kept."""
+        if self.step.kernels == "foak":
+            turned = Tensor(f"{x.name} rotated", x.elements, x.itemsize, base=x)
+            return self.tape.add(Op(turned.name, (x,), (turned,), passes_grad=True))
         out = Tensor(f"{x.name} rotated", x.elements, x.itemsize)
         return self.tape.add(Op(out.name, (x,), (out,), scratch=2 * x.bytes, backward_scratch=2 * x.bytes))
 

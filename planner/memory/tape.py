@@ -45,7 +45,8 @@ class Tensor:
 class Op:
     """One operator.
 
-    `scratch` and `backward_scratch` are bytes that live only while it runs. `parameter_gradients` are bytes of
+    `scratch` and `backward_scratch` are bytes that live only while it runs; the latter is negative where a gradient is
+    written over what was saved. `parameter_gradients` are bytes of
     gradients of weights that its backward makes and that stay. `cached` tensors live until the autocast region ends.
     With `passes_grad` its backward makes nothing: the inputs get the very gradient that came, as in an addition.
     `unhooked` tensors are held by an autograd function as plain attributes, where checkpointing cannot drop them.
@@ -188,7 +189,7 @@ class Tape:
             receivers = [tensor for tensor in op.inputs if tensor.requires_grad]
             now += op.parameter_gradients + (0 if op.passes_grad else sum(tensor.bytes for tensor in receivers))
             sums = 0 if self.adds_in_place else sum(tensor.bytes for tensor in receivers if tensor in gradients)
-            scratch = max(op.backward_scratch, sums)
+            scratch = max(op.backward_scratch, sums) if sums else op.backward_scratch
             if now + scratch > peak.bytes:
                 peak = Moment(now + scratch, f"gradient of {op.name}", tuple(uses))
             for storage in [tensor.storage for tensor in op.saved if tensor.storage not in self.outside]:

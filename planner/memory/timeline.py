@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
+from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.tape import Moment, rounded
 from planner.run_config import DTYPE_BYTES
@@ -254,7 +255,8 @@ class LossMemory:
 @lru_cache(maxsize=4096)
 def _loss_memory(architecture: Architecture, step: StepSpec, itemsize: int) -> LossMemory:
     tape = loss_tape(architecture, step, itemsize)
-    logits = step.num_tokens * architecture.head.out_features * DTYPE_BYTES[step.compute_dtype]
+    itemsize_of_logits = FLOAT32 if step.upcast_in_model else DTYPE_BYTES[step.autocast or step.base_dtype]
+    logits = step.num_tokens * architecture.head.out_features * itemsize_of_logits
     return LossMemory(
         forward=tape.forward_peak(tape.saved()),
         backward=tape.backward_peak(),
