@@ -1,5 +1,7 @@
 """What is predicted of one given configuration: its memory, whether that fits, and its speed."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,17 +14,22 @@ from planner.space import groups, openings
 from planner.speed import SpeedEstimate, step_time
 from planner.traced import traced_estimate
 from planner.verdict import Verdict, usable_bytes, verdict
+from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 
 OWN_TRAINER = "fitune"
+
+Tracing = Callable[[str | None], AbstractContextManager[object]]
+"""What surrounds a trace, which takes seconds; it is told why there is one, None if it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a configuration runs: the model's shape, the card (None: the CPU), and what is free on it now, if known.
 
-    An architecture that is not described has no `model`, but a `folder` with its config.json.
+    An architecture that is not described has no `model`, but a `folder` with its config.json; `undescribed` says what
+    stands against a description.
     """
 
     model: ModelProfile | None
@@ -30,6 +37,7 @@ class Target:
     free_bytes: int | None = None
     trainer: str = OWN_TRAINER
     folder: Path | None = None
+    undescribed: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,6 +53,7 @@ class Prediction:
     """
 
     config: RunConfig
+    target: Target
     estimate: MemoryEstimate
     usable_bytes: int
     verdict: Verdict
@@ -70,7 +79,7 @@ def predict(config: RunConfig, target: Target) -> Prediction:
     memory = estimate(target.model, step, target.gpu)
     usable = usable_bytes(target.gpu, target.free_bytes)
     speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
-    return Prediction(config, memory, usable, verdict(memory, usable), speed)
+    return Prediction(config, target, memory, usable, verdict(memory, usable), speed)
 
 
 def predict_traced(config: RunConfig, target: Target) -> Prediction:
@@ -86,7 +95,21 @@ def predict_traced(config: RunConfig, target: Target) -> Prediction:
     if target.model is not None:
         step = resolve_step(config, target.model, target.gpu, target.trainer)
         speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
-    return Prediction(config, memory, usable, verdict(memory, usable), speed, by="trace")
+    return Prediction(config, target, memory, usable, verdict(memory, usable), speed, by="trace")
+
+
+def predict_either_way(
+    config: RunConfig, target: Target, *, exact: bool = False, tracing: Tracing = lambda why: nullcontext()
+) -> Prediction:
+    """By the closed form, or by a trace if that is asked for or the only way. Raises as `predict_traced` does."""
+    why = target.undescribed
+    if target.model is not None and not exact:
+        try:
+            return predict(config, target)
+        except UnsupportedError as error:
+            why = error.message
+    with tracing(why):
+        return predict_traced(config, target)
 
 
 def usual_config(request: Request) -> RunConfig:

@@ -22,8 +22,9 @@ class Effect:
     speedup: float | None
 
 
-def knob_effects(base: Prediction, target: Target) -> tuple[Effect, ...]:
+def knob_effects(base: Prediction) -> tuple[Effect, ...]:
     """The effect of each single change that is possible, the largest saving first."""
+    target = base.target
     assert target.model is not None, "the effects are those of the closed form"
     effects = []
     for change, knobs in _changes(base.config, target):

@@ -1,7 +1,6 @@
 """`fitune can`: whether a model can be fine-tuned on a card, and how."""
 
-from dataclasses import replace
-
+from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
     Data,
@@ -15,12 +14,13 @@ from planner.commands.options import (
     ObjectiveChoice,
     Settings,
 )
-from planner.commands.question import Card, Wishes, find_card, plan_command, refuse_several, request_for
-from planner.common_cards import COMMON_CARDS, ask_common_cards, cheapest
-from planner.plan import make_plan
+from planner.commands.reading import inspect_with_bar
+from planner.planning import Plan
+from planner.question import Wishes, refuse_several
 from planner.report.document import print_json
-from planner.report.plan_document import card_document, plan_document
-from profiles.errors import EnvironmentFault
+from planner.report.plan_document import plan_document
+from planner.settings import knobs_in
+from planner.verbs import answer
 
 
 def can(
@@ -49,43 +49,24 @@ def can(
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
     refuse_several(num_gpus)
-    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective)
-    card = find_card(gpu) if gpu else _own_card()
-    if card is None:
-        return _answer_for_common_cards(model, wishes, json)
-    plan = make_plan(request_for(model, card, wishes))
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective)
+    plan = answer(model, gpu, wishes, inspect_with_bar)
     if json:
         print_json(plan_document(plan))
     else:
-        from planner.report.answer import print_answer, print_next
-        from planner.report.console import data_console
-
-        console = data_console()
-        print_answer(console, plan)
-        print_next(console, plan_command(plan, wishes))
+        _print(plan, plan_command(plan, wishes))
     return 1 if plan.verdict == "no" else 0
 
 
-def _own_card() -> Card | None:
-    try:
-        return find_card("auto")
-    except EnvironmentFault:
-        return None
+def _print(plan: Plan, next_command: str | None) -> None:
+    from planner.report.answer import print_answer, print_next
+    from planner.report.console import data_console
 
-
-def _answer_for_common_cards(model: str, wishes: Wishes, json: bool) -> int:
-    """One answer for each of the common cards, below that of the cheapest that does."""
-    request = request_for(model, find_card(COMMON_CARDS[-1]), wishes)
-    answers = ask_common_cards(request)
-    plan = make_plan(replace(request, gpu=cheapest(answers).gpu), only_best=not json)
-    if json:
-        print_json(plan_document(plan) | {"cards": [card_document(answer) for answer in answers]})
-    else:
-        from planner.report.answer import print_next
+    console = data_console()
+    if plan.cards:
         from planner.report.cards import print_cards
-        from planner.report.console import data_console
 
-        console = data_console()
-        print_cards(console, plan, answers)
-        print_next(console, plan_command(plan, wishes))
-    return 1 if plan.verdict == "no" else 0
+        print_cards(console, plan)
+    else:
+        print_answer(console, plan)
+    print_next(console, next_command)

@@ -13,10 +13,11 @@ from typing import IO, Annotated
 import typer
 
 from planner.commands.options import Json
-from planner.commands.question import Card, find_card
 from planner.commands.runs import last_record
-from planner.plan import Plan, make_plan
+from planner.commands.tracing import tracing
+from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
+from planner.question import Card, find_card
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document, prediction_document
 from planner.request import Request
@@ -72,9 +73,9 @@ def launch(
     target = _target(config, card)
     prediction = _prediction(config, target)
     if prediction is not None and prediction.verdict == "no" and not force:
-        return _refuse(prediction, target, json)
+        return _refuse(prediction, json)
     if prediction is not None:
-        _announce(prediction, target)
+        _announce(prediction)
         if config.num_gpus > 1:
             sys.stderr.write(
                 f"note: the prediction is for one card alone; on {config.num_gpus}, gradient buckets come on top\n"
@@ -89,7 +90,7 @@ def launch(
         exit_code = run_process(argv, sys.stderr if json else None)
     if json:
         record = None if dry_run or exit_code else last_record(Path(config.output_dir))
-        told = prediction_document(prediction, target) if prediction else {"config": config.model_dump(mode="json")}
+        told = prediction_document(prediction) if prediction else {"config": config.model_dump(mode="json")}
         print_json(told | {"exit_code": exit_code, "record": record})
     return exit_code
 
@@ -136,23 +137,22 @@ def _target(config: RunConfig, card: Card) -> Target:
     try:
         return Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
     except UnsupportedError as error:
-        from planner.commands.undescribed import config_folder
+        from planner.subject import config_folder
 
-        sys.stderr.write(f"note: {error.message}; tracing the step instead\n")
-        return Target(None, card.gpu, card.free_bytes, folder=config_folder(config.model, error))
+        folder = config_folder(config.model, error)
+        return Target(None, card.gpu, card.free_bytes, folder=folder, undescribed=error.message)
 
 
 def _prediction(config: RunConfig, target: Target) -> Prediction | None:
     """What is predicted: by a trace for what the closed form does not describe, None where that fails as well."""
+    why = target.undescribed
     try:
         if target.model is not None:
             return predict(config, target)
     except UnsupportedError as error:
-        sys.stderr.write(f"note: {error.message}; tracing the step instead\n")
-    from planner.report.progress import busy
-
+        why = error.message
     try:
-        with busy("tracing the step on fake tensors"):
+        with tracing(why):
             return predict_traced(config, target)
     except FituneError as error:
         # What cannot be predicted may train all the same.
@@ -160,33 +160,33 @@ def _prediction(config: RunConfig, target: Target) -> Prediction | None:
         return None
 
 
-def _announce(prediction: Prediction, target: Target) -> None:
+def _announce(prediction: Prediction) -> None:
     from planner.report.breakdown import print_prediction
     from planner.report.console import notes_console
 
-    print_prediction(notes_console(), prediction, target)
+    print_prediction(notes_console(), prediction)
 
 
-def _refuse(prediction: Prediction, target: Target, json: bool) -> int:
+def _refuse(prediction: Prediction, json: bool) -> int:
     """Say that the run does not fit, and what would."""
-    config = prediction.config
+    config, target = prediction.config, prediction.target
     # What is not described cannot be searched.
     plan = make_plan(_request(config, target)) if target.model is not None else None
     if json:
-        document = prediction_document(prediction, target)
+        document = prediction_document(prediction)
         print_json(document | {"exit_code": 1, "record": None, "nearest": plan_document(plan) if plan else None})
     else:
-        _print_refusal(prediction, target, plan)
+        _print_refusal(prediction, plan)
     return 1
 
 
-def _print_refusal(prediction: Prediction, target: Target, plan: Plan | None) -> None:
+def _print_refusal(prediction: Prediction, plan: Plan | None) -> None:
     from planner.report.answer import print_facts, print_nearest, setting_facts
     from planner.report.breakdown import print_prediction
     from planner.report.console import data_console
 
     console = data_console()
-    print_prediction(console, prediction, target)
+    print_prediction(console, prediction)
     if plan is None:
         console.print(
             "\nA shorter max_length, fewer rows at once or a quantized base take less; --force starts it as it is."

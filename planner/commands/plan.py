@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
     Data,
@@ -21,13 +22,16 @@ from planner.commands.options import (
     RecipeName,
     Settings,
 )
-from planner.commands.question import Wishes, card_or_cpu, following, plan_command, refuse_several, request_for
-from planner.plan import Plan, make_plan
+from planner.commands.own_card import card_or_told
+from planner.commands.reading import inspect_with_bar
+from planner.planning import Plan, make_plan
+from planner.question import Wishes, refuse_several
 from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
-from planner.request import Request
 from planner.run_config import RunConfig
+from planner.settings import knobs_in
 from planner.units import format_bytes
+from planner.verbs import planned_request
 from profiles.errors import ConfigError
 
 
@@ -66,8 +70,9 @@ def plan(
     refuse_several(num_gpus)
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
-    wishes = Wishes(method, max_length, lora_r, batch_size, settings or (), data, objective, recipe)
-    found = make_plan(_request(model, gpu, wishes))
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, recipe)
+    card = gpu if recipe or model is None else card_or_told(gpu)
+    found = make_plan(planned_request(model, card, wishes, inspect_with_bar))
     if output is not None and found.config is not None:
         _write(found, found.config, output)
     if json:
@@ -77,18 +82,6 @@ def plan(
     if output is not None:
         _say_where(found, output)
     return 1 if found.verdict == "no" else 0
-
-
-def _request(model: str | None, gpu: str | None, wishes: Wishes) -> Request:
-    """The question of the options, filled up by the recipe that they name."""
-    if wishes.recipe is not None:
-        from profiles.recipe import find_recipe
-
-        recipe = find_recipe(wishes.recipe)
-        return request_for(model or recipe.model, card_or_cpu(gpu or recipe.gpu), following(recipe, wishes))
-    if model is None:
-        raise ConfigError("a plan is for a MODEL, and none is named", hint="name one, or a --recipe that has one")
-    return request_for(model, card_or_cpu(gpu), wishes)
 
 
 def _print(found: Plan, explain: bool, next_command: str | None) -> None:

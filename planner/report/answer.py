@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.memory.estimate import MemoryEstimate
-from planner.plan import Cost, Plan
+from planner.planning import Cost, Plan
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.memory.estimate import MemoryEstimate, Phase
-from planner.prediction import Prediction, Target
+from planner.prediction import Prediction
 from planner.report.answer import WORDS, gpu_words, method_words, print_facts, setting_facts, size_words
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
@@ -23,17 +23,17 @@ HOLDERS = (
 )
 
 
-def print_breakdown(console: Console, prediction: Prediction, target: Target, *, explain: bool) -> None:
+def print_breakdown(console: Console, prediction: Prediction, *, explain: bool) -> None:
     """Print the verdict, the settings, the bar, and the phases; with `explain` the arithmetic of each component."""
     memory = prediction.estimate
-    print_prediction(console, prediction, target)
+    print_prediction(console, prediction)
     console.print()
     print_facts(console, setting_facts(prediction.config, _pace(prediction), None))
     console.print()
     print_memory_bar(console, memory, prediction.usable_bytes)
     console.print("\nPeak of each phase, live tensors:")
     _print_phases(console, memory)
-    if target.gpu is not None:
+    if prediction.target.gpu is not None:
         _print_holders(console, memory)
     if explain:
         console.print(f"\nAlive at the peak, in the {memory.binding_phase} phase:")
@@ -41,9 +41,10 @@ def print_breakdown(console: Console, prediction: Prediction, target: Target, *,
             print_hanging(console, Text(f"  {format_bytes(part.bytes):>9}  "), f"{part.name}: {part.why}")
 
 
-def print_prediction(console: Console, prediction: Prediction, target: Target) -> None:
+def print_prediction(console: Console, prediction: Prediction) -> None:
     """Print the verdict on a given configuration as a sentence."""
     word, style = WORDS[prediction.verdict]
+    target = prediction.target
     print_hanging(
         console,
         Text(f"{word}: ", style=style),

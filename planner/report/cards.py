@@ -1,12 +1,10 @@
 """The same question answered for several cards, as a table."""
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.text import Text
 
 from planner.common_cards import CardAnswer
-from planner.plan import Plan
+from planner.planning import Plan
 from planner.report.answer import METHODS, WORDS, method_words, model_words
 from planner.report.console import print_hanging
 from planner.report.table import Cell, Column, print_table
@@ -25,8 +23,9 @@ COLUMNS = (
 )
 
 
-def print_cards(console: Console, plan: Plan, answers: Sequence[CardAnswer]) -> None:
-    """Print one row for each card, and before that which of them would do; `plan` is that of the cheapest."""
+def print_cards(console: Console, plan: Plan) -> None:
+    """Print one row for each of the cards of `plan`, and before that which of them would do."""
+    answers = plan.cards
     doing = sum(answer.fits for answer in answers)
     word, style = WORDS[plan.verdict]
     where = f"{doing} of {len(answers)} common cards" if doing else f"none of {len(answers)} common cards"

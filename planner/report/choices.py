@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from planner.plan import Plan
+from planner.planning import Plan
 from planner.report.answer import checkpoint_words, method_words
 from planner.report.table import Column, print_table
 from planner.run_config import RunConfig

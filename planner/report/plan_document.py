@@ -7,8 +7,8 @@ from planner.candidate import Candidate
 from planner.common_cards import CardAnswer
 from planner.memory.estimate import MemoryEstimate
 from planner.nearest import Change
-from planner.plan import Plan
-from planner.prediction import Prediction, Target
+from planner.planning import Plan
+from planner.prediction import Prediction
 from planner.verdict import Verdict
 from profiles.gpu import GpuProfile
 
@@ -35,8 +35,9 @@ def estimate_document(
     }
 
 
-def prediction_document(prediction: Prediction, target: Target) -> Document:
+def prediction_document(prediction: Prediction) -> Document:
     """What is predicted of one given configuration, which is in it."""
+    target = prediction.target
     memory = estimate_document(
         prediction.estimate, target.name, target.gpu, prediction.usable_bytes, prediction.verdict
     )
@@ -51,6 +52,7 @@ def prediction_document(prediction: Prediction, target: Target) -> Document:
 def plan_document(plan: Plan) -> Document:
     """The answer to a request, without the configurations that lost."""
     model, gpu, cost = plan.request.model, plan.request.gpu, plan.cost
+    cards = {"cards": [card_document(answer) for answer in plan.cards]} if plan.cards else {}
     return {
         "model": model.hf_id,
         "gpu": gpu.name if gpu else None,
@@ -63,6 +65,7 @@ def plan_document(plan: Plan) -> Document:
         "shortfall": plan.shortfall,
         "nearest": [_change(change) for change in plan.nearest],
         "notes": list(plan.notes),
+        **cards,
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from planner.memory.estimate import MemoryEstimate, estimate
-from planner.plan import make_plan
+from planner.planning import make_plan
 from planner.request import Request
 from planner.search import search
 from planner.speed import step_time

@@ -11,7 +11,7 @@ from planner.hardware import objections
 from planner.memory.estimate import estimate
 from planner.memory.parameters import base_weight_bytes
 from planner.network import network
-from planner.plan import make_plan
+from planner.planning import make_plan
 from planner.prediction import Target, predict, usual_config
 from planner.request import Request
 from planner.resolve import resolve_step
@@ -174,7 +174,7 @@ def test_no_batch_of_judged_answers_has_one_row():
 def test_what_asking_the_reference_before_would_save_is_told():
     request = Request(model=LLAMA, gpu=A100, method="full", knobs={"objective": "dpo"})
     target = Target(LLAMA, A100)
-    effects = {effect.change: effect for effect in knob_effects(predict(usual_config(request), target), target)}
+    effects = {effect.change: effect for effect in knob_effects(predict(usual_config(request), target))}
     change = effects["reference asked before training"]
     assert change.bytes < -12 * 2**30
     assert change.speedup > 1.1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.plan import make_plan
+from planner.planning import make_plan
 from planner.prediction import Target, predict
 from planner.request import Request
 from planner.run_file import read_run_file, write_run_file

@@ -12,7 +12,7 @@ QLORA = RunConfig(model="m", method="qlora", quantization="nf4", lora=LoraKnobs(
 
 def effects_on(gpu, config=QLORA):
     target = Target(find_model("mistral-7b"), gpu, None if gpu else 64 * GIB)
-    return {effect.change: effect for effect in knob_effects(predict(config, target), target)}
+    return {effect.change: effect for effect in knob_effects(predict(config, target))}
 
 
 @pytest.fixture(scope="module")

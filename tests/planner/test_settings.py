@@ -1,7 +1,7 @@
 import pytest
 
-from planner.commands.knobs import check_knobs, knobs_in, with_knobs
 from planner.run_config import LoraKnobs, RunConfig
+from planner.settings import check_knobs, knobs_in, settings_of, with_knobs
 from profiles.errors import ConfigError
 
 CONFIG = RunConfig(model="llama2-7b", method="qlora", quantization="nf4", lora=LoraKnobs())
@@ -60,3 +60,16 @@ def test_each_knob_is_checked_before_the_others_are_known():
 
 def test_a_rule_between_knobs_waits_for_the_others():
     check_knobs({"quantization": "nf4"})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"max_length": 1024, "optim": "adamw_8bit", "gradient_checkpointing": False, "eval_steps": None},
+        {"lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]}, "learning_rate": 2e-5},
+        {"model": "7", "output_dir": "a,b", "gpu": "none", "data": {"path": "true"}},
+    ],
+)
+def test_settings_are_read_back_as_the_knobs_that_they_were_written_from(knobs):
+    assert knobs_in(settings_of(knobs)) == knobs

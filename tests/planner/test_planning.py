@@ -1,7 +1,7 @@
 import pytest
 
 from planner.data_lengths import DataLengths
-from planner.plan import make_plan
+from planner.planning import make_plan
 from planner.request import Request
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -24,7 +24,7 @@ def knobs_in(settings: Sequence[str]) -> dict[str, Any]:
         value = _value(text.strip())
         for part in reversed(name.strip().split(".")):
             value = {part: value}
-        values = _merged(values, value)
+        values = merged(values, value)
     return values
 
 
@@ -49,7 +49,7 @@ def with_knobs(config: RunConfig, knobs: Mapping[str, Any]) -> RunConfig:
     Raises ConfigError as `check_knobs` does, and for knobs that contradict each other.
     """
     try:
-        return RunConfig.model_validate(_merged(config.model_dump(mode="json"), knobs)) if knobs else config
+        return RunConfig.model_validate(merged(config.model_dump(mode="json"), knobs)) if knobs else config
     except ValidationError as error:
         # Only here: PyYAML, which comes along, would be a tenth of the time of an answer that sets nothing.
         from planner.run_file import config_error
@@ -66,9 +66,28 @@ def _value(text: str) -> Any:  # noqa: ANN401  # whatever JSON holds
         return text.split(",") if "," in text else text
 
 
-def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` in place of their own, section by section."""
+    result = dict(values)
     for name, value in changes.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+        old = result.get(name)
+        result[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def settings_of(knobs: Mapping[str, Any]) -> list[str]:
+    """`knobs` as KNOB=VALUE, so that `knobs_in` gives them back."""
+    settings = []
+    for name, value in knobs.items():
+        if isinstance(value, Mapping):
+            settings += [f"{name}.{setting}" for setting in settings_of(value)]
+        else:
+            settings.append(f"{name}={_text(value)}")
+    return settings
+
+
+def _text(value: object) -> str:
+    """What `_value` reads as `value`, in as few signs as there can be."""
+    if isinstance(value, str) and _value(value) == value:
+        return value
+    return "none" if value is None else json.dumps(value)

@@ -1,23 +1,24 @@
-"""From the options of a verb to a `Request`: which model, which card, which knobs are pinned."""
+"""From what a user asks to a `Request`: which model, which card, which knobs are pinned."""
 
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.commands.knobs import check_knobs, knobs_in
 from planner.data_lengths import DataLengths
-from planner.plan import Plan
+from planner.data_report import DataReport
 from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, loadable_name
 from planner.run_config import Objective
+from planner.settings import check_knobs, knobs_in, merged
 from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
 
 if TYPE_CHECKING:
     from profiles.recipe import Recipe
+
+Inspect = Callable[[Path, str], DataReport]
+"""Reads a data file as a model does, given its Hub id or folder."""
 
 RUN_FILE_SUFFIXES = (".yaml", ".yml")
 
@@ -34,13 +35,13 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the options of a verb say about the run."""
+    """What a user says about the run; `knobs` are named and nested as in a run file."""
 
     method: RequestedMethod = "auto"
     max_length: int | None = None
     lora_r: int | None = None
     batch_size: int | None = None
-    settings: Sequence[str] = ()
+    knobs: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     objective: Objective | None = None
     recipe: str | None = None
@@ -53,7 +54,7 @@ def following(recipe: "Recipe", own: Wishes) -> Wishes:
         method=recipe.method if own.method == "auto" else own.method,
         max_length=own.max_length or recipe.max_length,
         batch_size=own.batch_size or recipe.batch_size,
-        settings=(*recipe.settings, *own.settings),
+        knobs=merged(knobs_in(recipe.settings), own.knobs),
         objective=own.objective or recipe.objective,
     )
 
@@ -81,14 +82,16 @@ def find_card(name: str) -> Card:
 
 
 def card_or_cpu(name: str | None) -> Card:
-    """The card of this name; without a name this machine's, or its CPU if it has none, with a word on stderr."""
-    if name is not None:
-        return find_card(name)
+    """The card of this name; without a name this machine's, or its CPU if it has none."""
+    return find_card(name) if name is not None else own_card() or find_card("cpu")
+
+
+def own_card() -> Card | None:
+    """The card of this machine with what is free on it now; None without one."""
     try:
         return find_card("auto")
-    except EnvironmentFault as fault:
-        sys.stderr.write(f"{fault.message}; the answer is for its CPU\n")
-        return find_card("cpu")
+    except EnvironmentFault:
+        return None
 
 
 def refuse_several(num_gpus: int) -> None:
@@ -100,7 +103,7 @@ def refuse_several(num_gpus: int) -> None:
         )
 
 
-def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
+def request_for(model_name: str, card: Card, wishes: Wishes, inspect: Inspect | None = None) -> Request:
     """The question to the planner. Raises UnknownModelError, ConfigError or DataError."""
     from profiles.model_catalog import resolve_model
 
@@ -115,15 +118,15 @@ def request_for(model_name: str, card: Card, wishes: Wishes) -> Request:
         method=method,
         effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
         knobs=knobs,
-        lengths=_lengths(wishes.data, loadable_name(model, model_name)) if wishes.data else None,
+        lengths=_lengths(wishes.data, loadable_name(model, model_name), inspect) if wishes.data else None,
         free_bytes=card.free_bytes,
         model_name=model_name,
     )
 
 
 def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
-    """The knobs that the options name, nested as in a run file. Raises ConfigError for what is wrong by itself."""
-    knobs = knobs_in(wishes.settings)
+    """All knobs that `wishes` name, nested as in a run file. Raises ConfigError for what is wrong by itself."""
+    knobs = dict(wishes.knobs)
     for name in ANSWERED_ELSEWHERE.keys() & knobs.keys():
         raise ConfigError(f"--set cannot change {name}", hint=f"it comes from {ANSWERED_ELSEWHERE[name]}")
     if wishes.max_length is not None:
@@ -138,32 +141,10 @@ def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
     return knobs
 
 
-def plan_command(plan: Plan, wishes: Wishes) -> str | None:
-    """What to type to get the run file of `plan`; None if there is none."""
-    if plan.config is None:
-        return None
-    gpu = plan.request.gpu.name if plan.request.gpu else "cpu"
-    argv = ["fitune", "plan", plan.request.model_name or plan.config.model, "--gpu", gpu]
-    options = {
-        "--recipe": wishes.recipe,
-        "--method": None if wishes.method == "auto" else wishes.method,
-        "--objective": wishes.objective,
-        "--max-length": wishes.max_length,
-        "--lora-r": wishes.lora_r,
-        "--batch-size": wishes.batch_size,
-    }
-    argv += [part for name, value in options.items() if value for part in (name, str(value))]
-    argv += [part for setting in wishes.settings for part in ("--set", setting)]
-    argv += ["--data", str(wishes.data or "DATA.jsonl"), "-o", "run.yaml"]
-    return shlex.join(argv)
+def _lengths(data: Path, model: str, inspect: Inspect | None) -> DataLengths:
+    from planner.data_inspection import inspect_data, lengths_of
 
-
-def _lengths(data: Path, model: str) -> DataLengths:
-    from planner.data_inspection import guess_note, inspect_data, lengths_of
-    from planner.report.progress import progress_bar
-
-    with progress_bar(f"reading {data.name}") as on_progress:
-        report = inspect_data(data, model, on_progress=on_progress)
+    report = (inspect or inspect_data)(data, model)
     if report.rejected:
         first = report.rejected[0]
         raise DataError(
@@ -171,8 +152,6 @@ def _lengths(data: Path, model: str) -> DataLengths:
             hint=f"{len(report.rejected):,} of {report.num_rows:,} rows cannot be trained on; "
             f"`fitune data {data}` lists them",
         )
-    if note := guess_note(report):
-        sys.stderr.write(f"note: {note}\n")
     return lengths_of(report)
 
 

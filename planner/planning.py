@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from planner.candidate import Candidate
+from planner.common_cards import CardAnswer
 from planner.hardware import wheel_note
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.nearest import Change, nearest_changes, shortfall
@@ -39,7 +40,8 @@ class Plan:
     """The answer to a request.
 
     With verdict `no`, `config` is None, `estimate` is that of the closest configuration, `shortfall` says in a sentence
-    what is missing, and `nearest` what would make it fit. `notes` are assumptions and rules that were applied.
+    what is missing, and `nearest` what would make it fit. `notes` are assumptions and rules that were applied. Where no
+    card was named, `cards` are the answers for the common ones, and the plan is that of the cheapest that does.
     """
 
     request: Request
@@ -55,6 +57,7 @@ class Plan:
     shortfall: str | None
     nearest: tuple[Change, ...]
     notes: tuple[str, ...]
+    cards: tuple[CardAnswer, ...] = ()
 
 
 def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> Plan:

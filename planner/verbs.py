@@ -1,0 +1,190 @@
+"""The verbs as functions: `planner.can`, `planner.plan` and `planner.estimate`.
+
+The command line, the HTTP API and the MCP server ask through them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from planner.common_cards import COMMON_CARDS, ask_common_cards, cheapest
+from planner.planning import Plan, make_plan
+from planner.prediction import OWN_TRAINER, Prediction, Tracing, predict_either_way
+from planner.question import Inspect, Wishes, card_or_cpu, find_card, following, own_card, request_for
+from planner.request import Request, RequestedMethod
+from planner.run_config import Objective, RunConfig
+from planner.subject import configuration
+from profiles.errors import ConfigError
+
+ModelName = Annotated[str, Field(description="A Hub id, an alias (llama2-7b), a size (7b), or a folder.")]
+OptionalModelName = Annotated[str | None, Field(description="As in `can`; None: the recipe's.")]
+GpuName = Annotated[
+    str | None, Field(description="A card (t4, a100-80gb), a size (16GB), cpu, or auto: this machine's card.")
+]
+MethodName = Annotated[
+    RequestedMethod, Field(description="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits.")
+]
+ObjectiveName = Annotated[
+    Objective | None,
+    Field(description="sft learns answers, dpo, ipo and orpo preferences, kto judged answers, reward a score."),
+]
+Length = Annotated[int | None, Field(gt=0, description="Tokens a row is cut to.")]
+Rank = Annotated[int | None, Field(gt=0, description="Rank of the adapter.")]
+BatchSize = Annotated[int | None, Field(gt=0, description="Examples of one optimizer step.")]
+RecipeName = Annotated[str | None, Field(description="Begin with published settings; the others change them.")]
+TrainerName = Annotated[str, Field(description="Whose training step: fitune, trl, transformers, axolotl, ...")]
+Knobs = Annotated[
+    Mapping[str, Any] | None, Field(description='Any knobs of the run file, nested as there: {"lora": {"r": 8}}.')
+]
+
+
+def can(
+    model: ModelName,
+    gpu: GpuName = None,
+    *,
+    method: MethodName = "auto",
+    objective: ObjectiveName = None,
+    max_length: Length = None,
+    lora_r: Rank = None,
+    batch_size: BatchSize = None,
+    data: str | Path | None = None,
+    knobs: Knobs = None,
+) -> Plan:
+    """Whether `model` can be fine-tuned on `gpu`, and how.
+
+    Without a card the answer is for this machine's; without one there, for the common cards: then `cards` has an answer
+    for each, and the plan is that of the cheapest that does.
+
+    >>> import planner
+    >>> answer = planner.can("7b", "t4")
+    >>> answer.verdict, answer.config.method, answer.config.model
+    ('fits', 'lora', 'meta-llama/Llama-2-7b-hf')
+    >>> planner.can("70b", "t4").verdict
+    'no'
+
+    Raises:
+        profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
+    """
+    wishes = _wishes(method, objective, max_length, lora_r, batch_size, data, knobs)
+    return answer(model, gpu, wishes)
+
+
+def plan(
+    model: OptionalModelName = None,
+    gpu: GpuName = None,
+    *,
+    recipe: RecipeName = None,
+    method: MethodName = "auto",
+    objective: ObjectiveName = None,
+    max_length: Length = None,
+    lora_r: Rank = None,
+    batch_size: BatchSize = None,
+    data: str | Path | None = None,
+    knobs: Knobs = None,
+) -> Plan:
+    """The best configuration of `model` that fits `gpu`, what could be traded, and why the others lost.
+
+    What is given is kept, the rest is searched. Without a card the plan is for this machine's, or its CPU. A `recipe`
+    stands for published settings, with its own model and card.
+
+    >>> import planner
+    >>> best = planner.plan("mistral-7b", "24GB", max_length=4096, knobs={"optim": "adamw_8bit"})
+    >>> best.config.max_length, best.config.optim
+    (4096, 'adamw_8bit')
+    >>> best.estimate.process_bytes < best.usable_bytes
+    True
+
+    `planner.run_file.write_run_file(best.config, path)` writes what `fitune launch` trains.
+
+    Raises:
+        profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
+    """
+    wishes = _wishes(method, objective, max_length, lora_r, batch_size, data, knobs)
+    return make_plan(planned_request(model, gpu, replace(wishes, recipe=recipe)))
+
+
+def estimate(
+    subject: Annotated[str | Path | RunConfig, Field(description="A model as in `can`, or a run file.")],
+    gpu: GpuName = None,
+    *,
+    method: MethodName = "auto",
+    objective: ObjectiveName = None,
+    max_length: Length = None,
+    lora_r: Rank = None,
+    knobs: Knobs = None,
+    trainer: TrainerName = OWN_TRAINER,
+    exact: Annotated[bool, Field(description="Trace the step itself; takes seconds and the train extra.")] = False,
+) -> Prediction:
+    """The memory and the speed of one configuration: that of a run file, or the usual one of a model.
+
+    What the closed form does not describe is traced, as with `exact`.
+
+    >>> import planner
+    >>> predicted = planner.estimate("7b", "t4", method="qlora")
+    >>> predicted.verdict, predicted.estimate.binding_phase
+    ('fits', 'backward')
+    >>> sum(part.bytes for part in predicted.estimate.components) == predicted.estimate.allocated_bytes
+    True
+
+    Raises:
+        profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.
+        profiles.errors.EnvironmentFault: a trace without the packages of the `train` extra.
+    """
+    wishes = _wishes(method, objective, max_length, lora_r, None, None, knobs)
+    return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact)
+
+
+def answer(model: str, gpu: str | None, wishes: Wishes, inspect: Inspect | None = None) -> Plan:
+    """`can` with its wishes as one object, and another way to read data."""
+    card = find_card(gpu) if gpu else own_card()
+    if card is not None:
+        return make_plan(request_for(model, card, wishes, inspect))
+    request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, inspect)
+    answers = ask_common_cards(request)
+    return replace(make_plan(replace(request, gpu=cheapest(answers).gpu)), cards=answers)
+
+
+def planned_request(model: str | None, gpu: str | None, wishes: Wishes, inspect: Inspect | None = None) -> Request:
+    """The question of a plan, filled up by the recipe that `wishes` name."""
+    if wishes.recipe is not None:
+        from profiles.recipe import find_recipe
+
+        recipe = find_recipe(wishes.recipe)
+        card = card_or_cpu(gpu or recipe.gpu)
+        return request_for(model or recipe.model, card, following(recipe, wishes), inspect)
+    if model is None:
+        raise ConfigError("a plan is for a MODEL, and none is named", hint="name one, or a --recipe that has one")
+    return request_for(model, card_or_cpu(gpu), wishes, inspect)
+
+
+def predicted(
+    subject: str | RunConfig, gpu: str | None, wishes: Wishes, trainer: str, exact: bool, tracing: Tracing | None = None
+) -> Prediction:
+    """`estimate` with its wishes as one object, and something to surround a trace."""
+    config, target = configuration(subject, gpu, wishes, trainer)
+    if tracing is None:
+        return predict_either_way(config, target, exact=exact)
+    return predict_either_way(config, target, exact=exact, tracing=tracing)
+
+
+def _wishes(
+    method: RequestedMethod,
+    objective: Objective | None,
+    max_length: int | None,
+    lora_r: int | None,
+    batch_size: int | None,
+    data: str | Path | None,
+    knobs: Mapping[str, Any] | None,
+) -> Wishes:
+    return Wishes(
+        method=method,
+        max_length=max_length,
+        lora_r=lora_r,
+        batch_size=batch_size,
+        knobs=knobs or {},
+        data=Path(data) if data is not None else None,
+        objective=objective,
+    )
