@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from planner.data_lengths import DataLengths
+from planner.experience import Lesson
 from planner.memory.estimate import MemoryEstimate
 from planner.request import Request
 from planner.resolve import resolve_step
@@ -79,17 +80,18 @@ class Judge:
         """`config` with its memory and verdict, and its speed if it fits."""
         request = self._request
         step = resolve_step(config, request.model, request.gpu)
-        memory = self._estimator(request.model, step, request.gpu)
+        lesson = request.experience.lesson(request.gpu, config)
+        memory = lesson.corrected(self._estimator(request.model, step, request.gpu))
         candidate = Candidate(config, step, lossiness, memory, verdict(memory, self.usable))
-        return candidate if candidate.verdict == "no" else self._timed(candidate)
+        return candidate if candidate.verdict == "no" else self._timed(candidate, lesson)
 
-    def _timed(self, candidate: Candidate) -> Candidate:
+    def _timed(self, candidate: Candidate, lesson: Lesson) -> Candidate:
         """`candidate` with its speed on rows as long as those of the data."""
         config, model = candidate.config, self._request.model
         tokens, real_share = self._lengths(config)
         step = replace(candidate.step, seq_len=max(1, round(candidate.step.seq_len * tokens / config.max_length)))
         accumulation = config.gradient_accumulation_steps
-        speed = step_time(model, step, self._request.gpu, accumulation)
+        speed = lesson.paced(step_time(model, step, self._request.gpu, accumulation))
         compared = speed or step_time(model, step, _pace_gpu(), accumulation)
         return replace(
             candidate,

@@ -6,6 +6,7 @@ from math import ceil
 
 from planner.candidate import Candidate
 from planner.common_cards import CardAnswer
+from planner.experience import Lesson, lesson_words
 from planner.hardware import wheel_note
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.nearest import Change, nearest_changes, shortfall
@@ -51,6 +52,7 @@ class Plan:
     usable_bytes: int
     speed: SpeedEstimate | None
     tokens_per_second: float | None
+    lesson: Lesson
     cost: Cost | None
     alternatives: tuple[Candidate, ...]
     losers: tuple[Loser, ...]
@@ -76,6 +78,7 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         usable_bytes=usable,
         speed=shown.speed,
         tokens_per_second=shown.tokens_per_second,
+        lesson=request.experience.lesson(request.gpu, shown.config),
         cost=_cost(request, best) if best else None,
         alternatives=result.alternatives,
         losers=result.losers,
@@ -122,6 +125,8 @@ def _notes(request: Request, config: RunConfig, planned: bool) -> Iterator[str]:
     if planned:
         yield from _length_notes(request, config)
     yield from _precision_notes(request, config)
+    if taught := lesson_words(request.experience, request.gpu, config):
+        yield taught
     if "attn_implementation" not in request.knobs:
         yield from _attention_notes(config)
     if note := wheel_note(request.gpu):

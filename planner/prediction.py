@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from planner.experience import NO_EXPERIENCE, NO_LESSON, Experience, Lesson
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.request import Request
 from planner.resolve import resolve_step
@@ -38,6 +39,7 @@ class Target:
     trainer: str = OWN_TRAINER
     folder: Path | None = None
     undescribed: str | None = None
+    experience: Experience = NO_EXPERIENCE
 
     @property
     def name(self) -> str:
@@ -58,6 +60,7 @@ class Prediction:
     usable_bytes: int
     verdict: Verdict
     speed: SpeedEstimate | None
+    lesson: Lesson = NO_LESSON
     by: Literal["closed form", "trace"] = "closed form"
 
     @property
@@ -76,10 +79,11 @@ def predict(config: RunConfig, target: Target) -> Prediction:
     """What `config` needs and does on `target`. Raises UnsupportedError for what the memory model does not describe."""
     assert target.model is not None, "only a trace answers for what is not described"
     step = resolve_step(config, target.model, target.gpu, target.trainer)
-    memory = estimate(target.model, step, target.gpu)
+    lesson = target.experience.lesson(target.gpu, config) if target.trainer == OWN_TRAINER else NO_LESSON
+    memory = lesson.corrected(estimate(target.model, step, target.gpu))
     usable = usable_bytes(target.gpu, target.free_bytes)
-    speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
-    return Prediction(config, target, memory, usable, verdict(memory, usable), speed)
+    speed = lesson.paced(step_time(target.model, step, target.gpu, config.gradient_accumulation_steps))
+    return Prediction(config, target, memory, usable, verdict(memory, usable), speed, lesson)
 
 
 def predict_traced(config: RunConfig, target: Target) -> Prediction:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.data_lengths import DataLengths
 from planner.data_report import DataReport
+from planner.experience import NEWEST, NO_EXPERIENCE, Experience
 from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, loadable_name
 from planner.run_config import Objective
 from planner.settings import check_knobs, knobs_in, merged
@@ -121,7 +122,19 @@ def request_for(model_name: str, card: Card, wishes: Wishes, inspect: Inspect | 
         lengths=_lengths(wishes.data, loadable_name(model, model_name), inspect) if wishes.data else None,
         free_bytes=card.free_bytes,
         model_name=model_name,
+        experience=own_experience(),
     )
+
+
+def own_experience() -> Experience:
+    """What the runs in this machine's store have taught; where it cannot be read, nothing but that."""
+    from planner.run_store import StoreError, recall, store_path
+
+    path = store_path()
+    try:
+        return Experience(recall(path, newest=NEWEST)) if path else NO_EXPERIENCE
+    except StoreError as error:
+        return Experience(fault=f"{error.message}; the answer does without earlier runs")
 
 
 def pinned_knobs(wishes: Wishes) -> dict[str, Any]:

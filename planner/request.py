@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from planner.data_lengths import DataLengths
+from planner.experience import NO_EXPERIENCE, Experience
 from planner.run_config import Objective, split_batch
 from planner.verdict import usable_bytes
 from profiles.errors import ConfigError
@@ -23,8 +24,8 @@ class Request:
 
     `knobs` are the values that the user gave, named and nested as in a run file; none of them is ever changed.
     `model_name` is how the user calls the model, if not by its Hub id. `free_bytes` is the live free memory of card or
-    machine. Method auto means adapters on the least lossy base that fits; full fine-tuning is only planned when asked
-    for, and qlora means 4 bits unless `knobs` say int8.
+    machine, `experience` what earlier runs taught. Method auto means adapters on the least lossy base that fits; full
+    fine-tuning is only planned when asked for, and qlora means 4 bits unless `knobs` say int8.
     """
 
     model: ModelProfile
@@ -35,6 +36,7 @@ class Request:
     lengths: DataLengths | None = None
     free_bytes: int | None = None
     model_name: str | None = None
+    experience: Experience = NO_EXPERIENCE
 
     @property
     def loadable_name(self) -> str:

@@ -1,13 +1,21 @@
 """What was predicted of a run and what it took: one line of JSON, complete enough to repeat and to learn from."""
 
+import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.run_config import RunConfig
 from profiles.errors import InputError, Moment
+from profiles.model import ModelProfile
 
 RECORD_FILE = "record.jsonl"
+
+CPU = "CPU"
+"""Stands in place of a card."""
+
+Origin = Literal["own", "imported"]
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -33,6 +41,7 @@ class Measured(_Part):
     reserved_bytes: int | None = Field(default=None, description="peak that torch's allocator held")
     process_bytes: int | None = Field(default=None, description="peak that the driver reported for the process")
     tokens_per_second: float | None = Field(default=None, description="tokens through the model, padding included")
+    tokens_per_step: float | None = Field(default=None, description="mean of an optimizer step, padding included")
     phases: dict[str, int] = Field(default={}, description="peak of live tensors by phase of the step, in bytes")
 
 
@@ -88,3 +97,29 @@ class RunRecord(_Part):
             raise InputError(
                 f"a line of {RECORD_FILE} is no record of this version: {error.errors()[0]['msg']}"
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run with what its record does not say: the shape of its model, if that could be read, and where it was run.
+
+    `card` is the card's name in the catalogue, or the driver's name of one that is not in it. An imported run has no
+    folder.
+    """
+
+    record: RunRecord
+    shape: ModelProfile | None
+    card: str
+    origin: Origin = "own"
+    folder: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """The same for the same run, also where its record was made ready to be given away."""
+        said = f"{self.record.time} {self.card} {self.record.measured.model_dump_json()}"
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def method_of(config: RunConfig) -> str:
+    """What runs are told apart by beside their card: the method, with the format of a quantized base."""
+    return f"{config.method} {config.quantization}" if config.quantization else config.method

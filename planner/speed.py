@@ -32,6 +32,16 @@ class SpeedEstimate:
     parts: dict[Part, float]
     bound: Part
 
+    def scaled(self, factor: float) -> "SpeedEstimate":
+        """The same at `factor` times the speed."""
+        return SpeedEstimate(
+            seconds_per_micro_batch=self.seconds_per_micro_batch / factor,
+            seconds_per_step=self.seconds_per_step / factor,
+            tokens_per_second=self.tokens_per_second * factor,
+            parts={name: seconds / factor for name, seconds in self.parts.items()},
+            bound=self.bound,
+        )
+
 
 def step_time(
     model: ModelProfile, step: StepSpec, gpu: GpuProfile | None, accumulation: int = 1

@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from planner.prediction import OWN_TRAINER, Target, usual_config
-from planner.question import Card, Wishes, card_or_cpu, find_card, names_run_file, pinned_knobs, request_for
+from planner.question import (
+    Card,
+    Wishes,
+    card_or_cpu,
+    find_card,
+    names_run_file,
+    own_experience,
+    pinned_knobs,
+    request_for,
+)
 from planner.run_config import LoraKnobs, Method, RunConfig
 from planner.settings import with_knobs
 from profiles.errors import ConfigError, UnsupportedError
@@ -26,7 +35,8 @@ def configuration(
     card = find_card(gpu or written.gpu or "cpu")
     config = with_knobs(written, pinned_knobs(wishes))
     try:
-        return config, Target(resolve_model(config.model).profile, card.gpu, card.free_bytes, trainer)
+        model = resolve_model(config.model).profile
+        return config, Target(model, card.gpu, card.free_bytes, trainer, experience=own_experience())
     except UnsupportedError as error:
         return config, _undescribed(config.model, card, trainer, error)
 
@@ -60,7 +70,8 @@ def _of_model(name: str, gpu: str | None, wishes: Wishes, trainer: str) -> tuple
     except UnsupportedError as error:
         config = with_knobs(_usual(name, card, wishes), pinned_knobs(wishes))
         return config, _undescribed(name, card, trainer, error)
-    return usual_config(request), Target(request.model, request.gpu, request.free_bytes, trainer)
+    target = Target(request.model, request.gpu, request.free_bytes, trainer, experience=request.experience)
+    return usual_config(request), target
 
 
 def _undescribed(name: str, card: Card, trainer: str, why: UnsupportedError) -> Target:

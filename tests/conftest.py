@@ -1,7 +1,13 @@
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Keep the runs of tests out of the store of whoever runs them."""
+    os.environ["FITUNE_STORE"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,13 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 # The same for the modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
     ("units",),
-    ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record"),
+    ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record", "run_store"),
     ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("work", "speed_rates", "speed"),
+    ("experience",),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
-    ("traced", "prediction", "what_if", "planning", "common_cards"),
+    ("traced", "prediction", "what_if", "planning", "common_cards", "contribution"),
     ("data_report", "data_inspection", "data_limits", "doctor"),
     ("settings", "question", "subject", "verbs"),
     ("report",),

@@ -178,6 +178,12 @@ class StepClock(TrainerCallback):  # type: ignore[misc]
         return sum(tokens for tokens, _ in steps) / seconds if seconds else None
 
     @property
+    def tokens_per_step(self) -> float | None:
+        """Mean of the tokens of a step, once the first steps are over; None before any step."""
+        steps = self._steps[COUNTED_STEPS:] or self._steps
+        return sum(tokens for tokens, _ in steps) / len(steps) if steps else None
+
+    @property
     def seconds_per_step(self) -> float | None:
         """Mean duration of a step, once the first steps are over; None before any step."""
         steps = self._steps[COUNTED_STEPS:] or self._steps

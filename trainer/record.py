@@ -5,8 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from planner.run_record import RECORD_FILE, Prediction, Recovery, RunRecord
+from planner.run_record import CPU, RECORD_FILE, Prediction, Recovery, RunRecord, StoredRun
+from planner.run_store import remember, store_path
 from profiles.errors import InputError
+from profiles.gpu_catalog import gpus_by_nvml_name
+from profiles.model_catalog import resolve_model
 
 PREDICTION_FILE = "prediction.json"
 RECOVERIES_FILE = "recoveries.jsonl"
@@ -15,6 +18,32 @@ RECOVERIES_FILE = "recoveries.jsonl"
 def append_record(record: RunRecord, output_dir: Path) -> None:
     """Add `record` to the run folder's record file, on disk when this returns."""
     _append(record, output_dir / RECORD_FILE)
+
+
+def remember_run(record: RunRecord, output_dir: Path) -> None:
+    """Keep `record` in the store of runs as well, where later plans learn from it. Raises StoreError."""
+    path = store_path()
+    if path is None:
+        return
+    card = record.environment.gpu
+    try:
+        shape = resolve_model(record.config.model).profile
+    except InputError:
+        # Not described, or out of reach: the run is listed, and nothing is learned from it.
+        shape = None
+    run = StoredRun(record, shape, card_name(card, record.config.gpu), folder=str(output_dir.absolute()))
+    remember([run], path)
+
+
+def card_name(device: str | None, planned: str | None) -> str:
+    """The name in the catalogue of a card that torch calls `device` (None: the CPU).
+
+    Where several cards are called so, it is the one that was `planned`.
+    """
+    if device is None:
+        return CPU
+    alike = [gpu.name for gpu in gpus_by_nvml_name(device)]
+    return planned if planned in alike else alike[0] if alike else device
 
 
 def read_records(output_dir: Path) -> list[RunRecord]:

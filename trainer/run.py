@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
 from planner.run_record import Measured, Prediction, Result, RunRecord, Status
+from planner.run_store import StoreError
 from profiles.errors import ConfigError, EnvironmentFault, RunError
 from trainer.agreement import wait_for_all
 from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
@@ -41,7 +42,7 @@ from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dr
 from trainer.probe import LongestBatch
 from trainer.progress import Display, ShowProgress
 from trainer.ranks import local_rank, rank
-from trainer.record import append_record, read_recoveries
+from trainer.record import append_record, read_recoveries, remember_run
 from trainer.run_lock import holding
 from trainer.samples import ShowSamples
 from trainer.saving import SealCheckpoints, load_finished, save_final
@@ -94,11 +95,20 @@ def _run(job: Job, display: Display, interruption: Interruption, console: Consol
         memory.close()
         display.close()
         record = make_record(job, trainer, memory, clock, device, status)
-        # A full disk must not hide what filled it.
-        with contextlib.suppress(OSError):
-            if rank() == 0:
-                append_record(record, output_dir)
+        if rank() == 0:
+            keep_record(record, output_dir, console)
     return record
+
+
+def keep_record(record: RunRecord, output_dir: Path, console: Console) -> None:
+    """Leave `record` in the run folder and in the store of runs; what is wrong with either does not stop the run."""
+    # A full disk must not hide what filled it.
+    with contextlib.suppress(OSError):
+        append_record(record, output_dir)
+    try:
+        remember_run(record, output_dir)
+    except StoreError as error:
+        console.print(f"note: {error.message}", soft_wrap=True, highlight=False)
 
 
 def optional_callbacks(config: RunConfig, trainer: Trainer, console: Console) -> list[TrainerCallback]:
@@ -221,6 +231,7 @@ def make_record(
             reserved_bytes=memory.reserved_bytes,
             process_bytes=memory.process_bytes,
             tokens_per_second=clock.tokens_per_second,
+            tokens_per_step=clock.tokens_per_step,
             phases=memory.phases,
         ),
         environment=environment(device),

@@ -17,7 +17,7 @@ from planner.commands.runs import last_record
 from planner.commands.tracing import tracing
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
-from planner.question import Card, find_card
+from planner.question import Card, find_card, own_experience
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document, prediction_document
 from planner.request import Request
@@ -135,7 +135,8 @@ def _card(config: RunConfig) -> Card:
 def _target(config: RunConfig, card: Card) -> Target:
     """Where the run happens; an architecture that is not described is known by its folder."""
     try:
-        return Target(resolve_model(config.model).profile, card.gpu, card.free_bytes)
+        profile = resolve_model(config.model).profile
+        return Target(profile, card.gpu, card.free_bytes, experience=own_experience())
     except UnsupportedError as error:
         from planner.subject import config_folder
 
@@ -214,4 +215,5 @@ def _request(config: RunConfig, target: Target) -> Request:
         knobs=knobs,
         free_bytes=target.free_bytes,
         model_name=config.model,
+        experience=target.experience,
     )

@@ -1,7 +1,8 @@
-"""`fitune runs`: the runs recorded under a folder, predicted beside measured."""
+"""`fitune runs`: the runs of this machine, predicted beside measured; to give away and to take in."""
 
 import json as jsonlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +11,11 @@ import typer
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
-from planner.run_record import RECORD_FILE
+from planner.run_record import RECORD_FILE, StoredRun
 from planner.units import format_bytes
-from profiles.errors import InputError
+from profiles.errors import FituneError, InputError
+
+USUAL_FOLDER = Path("runs")
 
 COLUMNS = (
     Column("run"),
@@ -28,38 +31,109 @@ COLUMNS = (
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Where to look, with all folders below it; without, in runs/ and in the store of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="FILE", help="Write the runs of the store to FILE, to give away.", show_default=False
+        ),
+    ] = None,
+    import_: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Take runs of others into the store, after checks.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """List recorded runs, predicted and measured.
 
     Memory is that of live tensors.
 
+    Each launch is kept in its run folder and in a store of this machine (~/.local/share/fitune/runs.db; FITUNE_STORE
+    names another file, or with nothing in it none). Answers about the same card and method learn from the store.
+
+    --export leaves out paths, prompts, losses, host names and the names of models that are not in the catalogue.
+    --import checks each run: whether the card is known and has such memory, and whether what was measured is near
+    what is predicted.
+
     \b
     Examples:
       fitune runs
       fitune runs runs/mistral --json      every record, complete
+      fitune runs --export mine.jsonl
+      fitune runs --import theirs.jsonl
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}", hint="`fitune launch` writes its runs to output_dir")
-    records = [(path.parent, record) for path in sorted(folder.rglob(RECORD_FILE)) for record in _records(path)]
-    if json:
-        print_json({"runs": [{"folder": str(place), **record} for place, record in records]})
-    elif records:
-        from planner.report.console import data_console
-
-        print_table(data_console(), COLUMNS, [_row(place, record) for place, record in records])
-    else:
-        sys.stderr.write(f"no run is recorded under {folder}\n")
-    return 0
+    if export is not None and import_ is not None:
+        raise InputError("--export and --import are two things", hint="use one after the other")
+    if export is not None:
+        return _export(export, json)
+    if import_ is not None:
+        return _import(import_, json)
+    return _list(folder, json)
 
 
 def last_record(folder: Path) -> dict[str, Any] | None:
     """The newest record of a run folder, or None. Raises InputError for a file that holds no records."""
     path = folder / RECORD_FILE
     return _records(path)[-1] if path.exists() else None
+
+
+def stored_runs() -> list[StoredRun]:
+    """All runs of the store, oldest first; none if there is no store. Raises StoreError."""
+    from planner.run_store import recall, store_path
+
+    path = store_path()
+    return recall(path) if path else []
+
+
+def _list(folder: Path | None, json: bool) -> int:
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"there is no folder {folder}", hint="`fitune launch` writes its runs to output_dir")
+    place = folder or USUAL_FOLDER
+    found = [(str(path.parent), record) for path in sorted(place.rglob(RECORD_FILE)) for record in _records(path)]
+    if folder is None:
+        found += _only_stored(found)
+    if json:
+        print_json({"runs": [{"folder": where, **record} for where, record in found]})
+    elif found:
+        from planner.report.console import data_console
+
+        print_table(data_console(), COLUMNS, [_row(where, record) for where, record in found])
+    else:
+        sys.stderr.write(f"no run is recorded under {place}\n" if folder else "no run is recorded here\n")
+    return 0
+
+
+def _only_stored(found: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """What the store has beyond the runs that were `found` in folders; nothing, with a word, if it cannot be read."""
+    try:
+        stored = stored_runs()
+    except FituneError as error:
+        sys.stderr.write(f"note: {error.message}\n")
+        return []
+    listed = {(record.get("time"), str(Path(where).absolute())) for where, record in found}
+    return [
+        (_place(run), run.record.model_dump(mode="json"))
+        for run in stored
+        if (run.record.time, run.folder) not in listed
+    ]
+
+
+def _place(run: StoredRun) -> str:
+    """Where a stored run is, as short as it can be said."""
+    if run.folder is None:
+        return "imported"
+    here = Path.cwd()
+    folder = Path(run.folder)
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -69,13 +143,13 @@ def _records(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} is not a record: {error}", hint="move it out of the folder") from error
 
 
-def _row(place: Path, record: dict[str, Any]) -> list[Cell]:
+def _row(place: str, record: dict[str, Any]) -> list[Cell]:
     predicted = (record["predicted"] or {}).get("allocated_bytes")
     measured = record["measured"].get("allocated_bytes")
     tokens_per_second = record["measured"].get("tokens_per_second")
     loss = record["result"].get("loss")
     return [
-        str(place),
+        place,
         record["config"]["model"],
         record["environment"].get("gpu") or "CPU",
         _ended(record),
@@ -92,3 +166,57 @@ def _ended(record: dict[str, Any]) -> str:
     restarts = len(record.get("recoveries", ()))
     times = "once" if restarts == 1 else f"{restarts} times"
     return f"{record['result']['status']}, restarted {times}" if restarts else str(record["result"]["status"])
+
+
+def _export(path: Path, json: bool) -> int:
+    """Write the store's own runs to a file that must not exist yet."""
+    from planner.contribution import to_give_away
+
+    lines, left_out = [], []
+    for run in stored_runs():
+        if run.origin != "own":
+            continue
+        try:
+            lines.append(to_give_away(run).model_dump_json())
+        except InputError as error:
+            left_out.append({"time": run.record.time, "why": error.message})
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    except FileExistsError:
+        raise InputError(f"{path} is there already", hint="name a new file") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    if json:
+        print_json({"file": str(path), "exported": len(lines), "left_out": left_out})
+        return 0
+    for one in left_out:
+        sys.stderr.write(f"left out: the run of {one['time']}: {one['why']}\n")
+    sys.stdout.write(f"{_count(len(lines))} written to {path}; read it before you give it away\n")
+    return 0
+
+
+def _import(path: Path, json: bool) -> int:
+    """Take the runs of a file into the store; 2 if none of them can be believed."""
+    from planner.contribution import read_contributions
+    from planner.run_store import STORE_VARIABLE, remember, store_path
+
+    store = store_path()
+    if store is None:
+        raise InputError(f"{STORE_VARIABLE} is empty, so there is no store", hint="unset it, or name a file in it")
+    found, refused = read_contributions(path)
+    added = remember(found, store) if found else 0
+    if json:
+        told = [{"line": one.line, "why": one.why} for one in refused]
+        print_json({"imported": added, "known": len(found) - added, "refused": told})
+    else:
+        for one in refused:
+            sys.stderr.write(f"refused: {path}, line {one.line}: {one.why}\n")
+        known = len(found) - added
+        there = f", {known} {'was' if known == 1 else 'were'} there already" if known else ""
+        sys.stdout.write(f"{_count(added)} imported{there}\n")
+    return 2 if refused and not found else 0
+
+
+def _count(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"

@@ -43,7 +43,8 @@ class MemoryEstimate:
 
     `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest. `reserved_bytes` is what
     torch's caching allocator takes for that, `process_bytes` what nvidia-smi shows. `interval_bytes` is where the
-    process memory of a measured run is expected.
+    process memory of a measured run is expected. `learned_bytes` of the process are no part of the formulas: earlier
+    runs took so much more, or less.
     """
 
     phases: dict[Phase, int]
@@ -53,11 +54,23 @@ class MemoryEstimate:
     process_bytes: int
     interval_bytes: tuple[int, int]
     explain: Callable[[], tuple[Component, ...]] = field(repr=False, compare=False)
+    learned_bytes: int = 0
 
     @property
     def components(self) -> tuple[Component, ...]:
         """What is alive in the binding phase; it adds up to `allocated_bytes`. Written when it is asked for."""
         return self.explain()
+
+    def scaled(self, factor: float) -> "MemoryEstimate":
+        """The same with `factor` on what the process holds, as runs were found to differ from the formulas."""
+        process = round(self.process_bytes * factor)
+        low, high = self.interval_bytes
+        return replace(
+            self,
+            process_bytes=process,
+            interval_bytes=(round(low * factor), round(high * factor)),
+            learned_bytes=self.learned_bytes + process - self.process_bytes,
+        )
 
 
 def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> MemoryEstimate:

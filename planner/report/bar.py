@@ -15,6 +15,7 @@ MAX_WIDTH = 72
 MAX_COMPONENTS = 5
 SHADES = "\u2588\u2593\u2592\u2591\u256c\u2573\u2571\u25aa"
 LETTERS = "#%=+o*-:"
+LEARNED = "as runs here took"
 COLORS = ("blue", "cyan", "green", "yellow", "magenta", "red", "bright_black", "white")
 
 
@@ -35,15 +36,16 @@ def segments(estimate: MemoryEstimate) -> list[Segment]:
     parts = [Segment(component.name, component.bytes) for component in shown]
     parts.append(Segment("other tensors", sum(component.bytes for component in others)))
     parts.append(Segment("allocator reserve", estimate.reserved_bytes - estimate.allocated_bytes))
-    parts.append(Segment("CUDA context", estimate.process_bytes - estimate.reserved_bytes))
-    return [part for part in parts if part.bytes > 0]
+    parts.append(Segment("CUDA context", estimate.process_bytes - estimate.learned_bytes - estimate.reserved_bytes))
+    parts.append(Segment(LEARNED, estimate.learned_bytes))
+    return [part for part in parts if part.bytes > 0 or (part.name == LEARNED and part.bytes)]
 
 
 def print_memory_bar(console: Console, estimate: MemoryEstimate, usable_bytes: int) -> None:
     """Print the bar, its scale and a legend with sizes. What passes `usable_bytes` is drawn past the mark."""
     parts = segments(estimate)
     width = min(console.width - 4, MAX_WIDTH)
-    full_scale = max(usable_bytes, estimate.process_bytes)
+    full_scale = max(usable_bytes, estimate.process_bytes, estimate.process_bytes - estimate.learned_bytes)
     ascii_only = is_ascii(console)
     console.print(Text("  ") + _bar(parts, usable_bytes, full_scale, width, ascii_only))
     console.print(Text("  ") + _scale(usable_bytes, full_scale, width, ascii_only))
@@ -51,8 +53,11 @@ def print_memory_bar(console: Console, estimate: MemoryEstimate, usable_bytes: i
 
 
 def segment_cells(sizes: Sequence[int], full_scale: int, width: int) -> list[int]:
-    """Cells of each segment; they end where the running sum ends, so rounding never adds up."""
-    edges = [round(total * width / full_scale) for total in accumulate(sizes, initial=0)]
+    """Cells of each segment; they end where the running sum ends, so rounding never adds up.
+
+    What is less than nothing has none.
+    """
+    edges = [round(total * width / full_scale) for total in accumulate((max(0, size) for size in sizes), initial=0)]
     return [end - start for start, end in pairwise(edges)]
 
 

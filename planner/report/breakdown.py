@@ -12,6 +12,7 @@ from planner.report.answer import WORDS, gpu_words, method_words, print_facts, s
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
+from planner.run_record import method_of
 from planner.search import SAME_SPEED
 from planner.units import format_bytes
 from planner.what_if import Effect
@@ -51,6 +52,9 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         f"{target.name} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
         f"{size_words(prediction.estimate)} of {format_bytes(prediction.usable_bytes)}.",
     )
+    where = target.gpu.name if target.gpu else "this CPU"
+    if taught := target.experience.fault or prediction.lesson.words(method_of(prediction.config), where):
+        print_hanging(console, Text("note: ", style="dim"), taught)
 
 
 def print_effects(console: Console, effects: Sequence[Effect]) -> None:

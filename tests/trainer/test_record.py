@@ -2,8 +2,9 @@ import pytest
 
 from planner.run_config import LoraKnobs, RunConfig
 from planner.run_record import Environment, Measured, Prediction, Result, RunRecord
+from planner.run_store import recall
 from profiles.errors import InputError
-from trainer.record import append_record, read_prediction, read_records
+from trainer.record import append_record, card_name, read_prediction, read_records, remember_run
 
 RECORD = RunRecord(
     time="2026-11-21T08:00:00+00:00",
@@ -20,6 +21,27 @@ def test_a_record_is_one_line_and_reads_back(tmp_path):
     append_record(RECORD, tmp_path)
     assert (tmp_path / "record.jsonl").read_text().count("\n") == 2
     assert read_records(tmp_path) == [RECORD, RECORD]
+
+
+@pytest.mark.parametrize(
+    ("device", "planned", "expected"),
+    [
+        ("Tesla T4", "T4", "T4"),
+        ("Tesla T4", "L4", "T4"),
+        ("Tesla V100-SXM2-32GB", None, "V100-SXM2-32GB"),
+        ("A card of next year", "T4", "A card of next year"),
+        (None, "T4", "CPU"),
+    ],
+)
+def test_a_card_is_kept_by_its_name_in_the_catalogue(device, planned, expected):
+    assert card_name(device, planned) == expected
+
+
+def test_a_run_of_a_model_that_nobody_knows_is_remembered_without_its_shape(tmp_path, monkeypatch):
+    monkeypatch.setenv("FITUNE_STORE", str(tmp_path / "store.db"))
+    remember_run(RECORD, tmp_path / "run")
+    (run,) = recall(tmp_path / "store.db")
+    assert (run.record, run.shape, run.folder) == (RECORD, None, str(tmp_path / "run"))
 
 
 def test_a_folder_without_records_has_none(tmp_path):

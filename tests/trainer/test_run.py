@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from planner.experience import Experience
 from planner.run_config import DataKnobs, LoraKnobs
 from planner.run_record import Prediction
+from planner.run_store import recall
 from profiles.errors import ConfigError, DataError, UnknownModelError
 from trainer.checkpoints import last_checkpoint
 from trainer.record import read_records
@@ -36,6 +38,26 @@ def test_each_method_learns_and_keeps_a_record(tiny_config, train, method):
     assert record.measured.allocated_bytes > record.measured.phases["load"] > 5_000_000
     assert record.measured.tokens_per_second > 0
     assert read_records(Path(config.output_dir)) == [record]
+
+
+def test_runs_teach_the_next_plan(tiny_config, train, tmp_path, monkeypatch):
+    monkeypatch.setenv("FITUNE_STORE", str(tmp_path / "store.db"))
+    config = tiny_config(max_steps=2)
+    for number in range(2):
+        train(config.model_copy(update={"output_dir": str(tmp_path / str(number))}))
+    runs = recall(tmp_path / "store.db")
+    assert [Path(run.folder).name for run in runs] == ["0", "1"]
+    lesson = Experience(runs).lesson(None, config)
+    assert lesson.num_runs == 2
+    assert lesson.memory_factor == pytest.approx(1, abs=0.03)
+
+
+def test_a_store_that_cannot_be_written_stops_no_run(tiny_config, train, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FITUNE_STORE", str(tmp_path / "file" / "store.db"))
+    record = train(tiny_config(max_steps=1))
+    assert record.result.status == "completed"
+    assert "the store of runs" in capsys.readouterr().err
 
 
 def test_full_and_fused_loss_are_the_same_number(tiny_config, train, tmp_path):
