@@ -146,6 +146,9 @@ class RunConfig(Knobs):
     num_train_epochs: PositiveFloat = Field(1.0, description="Passes over the data, unless max_steps is set.")
     max_steps: PositiveInt | None = Field(None, description="Optimizer steps; overrides num_train_epochs.")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of weights, data order and dropout.")
+    probe: bool = Field(
+        True, description="Before training, try one step on rows of max_length, and change nothing by it."
+    )
 
     output_dir: Annotated[str, Field(min_length=1)] = Field(
         "runs/fitune", description="Folder of checkpoints, final weights and the record."

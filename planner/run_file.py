@@ -40,6 +40,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "checkpoint_offload",
             "attn_implementation",
             "loss",
+            "probe",
         ),
     ),
     (

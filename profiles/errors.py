@@ -15,7 +15,7 @@ FituneError                     a sentence for the user, and a way out; never a 
 from typing import Literal
 
 Moment = Literal["loading", "probing", "training", "evaluation", "saving"]
-"""What a run was doing when memory ended; probing is the pass of the longest batch."""
+"""What a run was doing when memory ended; probing is the trial of the longest step before training."""
 
 
 class FituneError(Exception):

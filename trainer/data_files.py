@@ -133,7 +133,7 @@ def _csv(path: Path) -> Iterator[Row | Unreadable]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 
     try:

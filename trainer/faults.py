@@ -30,8 +30,8 @@ GLOO_ALONE = ("Connection closed by peer", "Connection reset by peer")
 
 MOMENTS: tuple[tuple[Moment, frozenset[str]], ...] = (
     ("saving", frozenset({"Trainer._save_checkpoint", "SealCheckpoints.on_save", "save_final"})),
-    ("evaluation", frozenset({"Trainer.evaluate", "LongestBatch._evaluate"})),
-    ("probing", frozenset({"LongestBatch.on_step_end"})),
+    ("evaluation", frozenset({"Trainer.evaluate", "Probe._evaluate"})),
+    ("probing", frozenset({"Probe.on_train_begin"})),
 )
 """Functions of Transformers and of this package in which a run does something else than train, innermost first."""
 
@@ -52,11 +52,12 @@ class Where:
         if moment == "training" and self.step < self.max_steps:
             return f"in step {self.step + 1} of {self.max_steps}"
         doing = {
-            "probing": "on the longest batch, tried ",
+            "probing": "on the longest batch, ",
             "evaluation": "in the evaluation ",
             "saving": "while saving ",
         }.get(moment, "")
-        return f"{doing}after step {self.step} of {self.max_steps}"
+        when = f"after step {self.step}" if self.step else "before step 1"
+        return f"{doing}{when} of {self.max_steps}"
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import pynvml
@@ -35,12 +37,18 @@ class MemoryMeter(Protocol):
     def process_bytes(self) -> int | None:
         """Peak that the driver reported for this process."""
 
+    def open(self) -> None:
+        """Measure what follows, until `close`."""
+
     def close(self) -> None:
         """Measure no more, also where a step was cut short."""
 
+    def in_optimizer(self) -> AbstractContextManager[None]:
+        """What happens inside is the optimizer's."""
+
 
 class CpuMemory(TrainerCallback):  # type: ignore[misc]
-    """Counts the live tensors of the first steps."""
+    """Counts the live tensors of the probe and of the first steps."""
 
     now_bytes = None
     reserved_bytes = None
@@ -50,6 +58,7 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
         self._live = LiveBytes()
         self._counted_steps = 0
         self._counting = False
+        self._counted = False
 
     @property
     def phases(self) -> dict[str, int]:
@@ -58,8 +67,8 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Peak of live tensors; None before the first step."""
-        return self._live.peak if self._counting or self._counted_steps else None
+        """Peak of live tensors; None before anything but the weights was counted."""
+        return self._live.peak if self._counted else None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: object
@@ -70,8 +79,7 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Count from here on, in the first steps."""
         if self._counted_steps < COUNTED_STEPS:
-            self._live.__enter__()
-            self._counting = True
+            self.open()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -90,6 +98,20 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
         if self._counting:
             self._counted_steps += 1
         self.close()
+
+    @contextmanager
+    def in_optimizer(self) -> Iterator[None]:
+        """What happens inside is the optimizer's."""
+        self._live.phase = "step"
+        try:
+            yield
+        finally:
+            self._live.phase = "forward"
+
+    def open(self) -> None:
+        """Count from here on."""
+        self._live.__enter__()
+        self._counting = self._counted = True
 
     def close(self) -> None:
         """Count no longer, also where a step was cut short."""
@@ -138,8 +160,16 @@ class CudaMemory(TrainerCallback):  # type: ignore[misc]
         """Ask the driver again, at times when a moment does not matter."""
         self._ask_driver()
 
+    def open(self) -> None:
+        """Torch counts all the time."""
+
     def close(self) -> None:
-        """Nothing is open."""
+        """What the probe took is there to see now."""
+        self._ask_driver()
+
+    def in_optimizer(self) -> AbstractContextManager[None]:
+        """Torch tells no phases apart."""
+        return nullcontext()
 
     def _ask_driver(self) -> None:
         used = process_memory(self._device)

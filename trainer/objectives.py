@@ -10,18 +10,9 @@ from trainer.hardware import cast_trainable_to_float32
 from trainer.preference import preference_trainer
 from trainer.rank_schedule import ScheduleRanks
 from trainer.reward import reward_trainer
+from trainer.row_order import LongestFirst, row_lengths
 from trainer.seq2seq import seq2seq_trainer
 from trainer.supervised import supervised_trainer
-
-ROW_COLUMNS: dict[Objective, tuple[tuple[str, ...], ...]] = {
-    "sft": (("input_ids",),),
-    "dpo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
-    "ipo": (("prompt_ids", "chosen_ids"), ("prompt_ids", "rejected_ids")),
-    "orpo": (("chosen_input_ids",), ("rejected_input_ids",)),
-    "kto": (("prompt_ids", "completion_ids"),),
-    "reward": (),
-}
-"""Columns of tokenized data that make a row of the model together. Reward models get no row that is too long."""
 
 KINDS = {
     "chosen": "preference pairs",
@@ -64,7 +55,15 @@ def make_trainer(
                 f"no {name} row has a token to learn within max_length {config.max_length}",
                 hint="raise max_length, or shorten the prompts",
             )
+    _shuffle(config, trainer)
     return trainer
+
+
+def _shuffle(config: RunConfig, trainer: Trainer) -> None:
+    """Let the longest row come first, but for kto: TRL mixed the answers of neighbours, which must stay neighbours."""
+    if config.objective != "kto":
+        order = LongestFirst(row_lengths(config, trainer.train_dataset), config.seed)
+        trainer._get_train_sampler = lambda *_: order
 
 
 def _trainer_of_objective(
@@ -121,11 +120,11 @@ def why_dropped(config: RunConfig) -> str:
 
 def rows_at_limit(config: RunConfig, trainer: Trainer) -> int:
     """Rows that fill max_length and so may have lost their end; of packed rows their documents."""
+    if config.objective == "reward":
+        # Pairs with an answer that is too long are left out whole.
+        return 0
     if config.packing:
-        documents = (length for row in trainer.train_dataset["seq_lengths"] for length in row)
-        return sum(length == config.max_length for length in documents)
-    full: set[int] = set()
-    for columns in ROW_COLUMNS[config.objective]:
-        parts = zip(*(trainer.train_dataset[column] for column in columns), strict=True)
-        full |= {row for row, ids in enumerate(parts) if sum(map(len, ids)) >= config.max_length}
-    return len(full)
+        lengths = [length for row in trainer.train_dataset["seq_lengths"] for length in row]
+    else:
+        lengths = row_lengths(config, trainer.train_dataset)
+    return sum(length >= config.max_length for length in lengths)

@@ -1,14 +1,19 @@
-"""The longest batch that the run could meet, tried in its first step instead of hours later."""
+"""The longest step that the run could meet, tried before training instead of hours later."""
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from planner.run_config import RunConfig
+from planner.units import format_bytes, format_seconds
+from trainer.meters import MemoryMeter
 
 Example = dict[str, Any]
 """A tokenized row, as the collator of a trainer takes it."""
@@ -17,40 +22,59 @@ JOURNALS = ("_metrics", "_stored_metrics", "_total_train_tokens")
 """Where TRL's trainers note what passes them."""
 
 
-class LongestBatch(TrainerCallback):  # type: ignore[misc]
-    """After the first step, passes a batch of rows of `max_length` tokens forward and backward, and trains nothing.
+class Probe(TrainerCallback):  # type: ignore[misc]
+    """Before training, one step on rows of `max_length` tokens, and one evaluation if the run has any.
 
-    By then the optimizer has its states, so this is the peak of the whole run: what does not fit fails here, and what
-    is measured is the step that was predicted. The trainer's own loss is taken, with the pass of the reference where
-    there is one. Weights, gradients, logged figures and the random state are left as they were.
+    The model, the optimizer and the loss are those of the trainer, with the pass of the reference where there is one,
+    so this is the peak of the whole run: what does not fit fails here, and what is measured is the step that was
+    predicted. Weights, optimizer, random state and logged figures are afterwards what they were, bit for bit.
     """
 
-    def __init__(self, config: RunConfig, trainer: Trainer) -> None:
+    def __init__(self, config: RunConfig, trainer: Trainer, memory: MemoryMeter, console: Console) -> None:
         self._config = config
         self._trainer = trainer
-        self._done = False
+        self._memory = memory
+        self._console = console
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **_: object
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel,
+        optimizer: Any,  # noqa: ANN401  # accelerate's wrapper, or the optimizer itself
+        **_: object,
     ) -> None:
-        """Pass the batch, once."""
-        if self._done:
-            return
-        self._done = True
+        """Try the step and the evaluation, and say what they took."""
+        began = time.perf_counter()
         devices = [args.device] if args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), _unnoted(self._trainer):
+        self._memory.open()
+        try:
+            with torch.random.fork_rng(devices=devices), _unnoted(self._trainer), _mode_kept(model):
+                self._step(model, getattr(optimizer, "optimizer", optimizer))
+                if self._config.data is not None and self._config.data.eval_fraction > 0:
+                    self._evaluate(model)
+        finally:
+            self._memory.close()
+        peak = self._memory.allocated_bytes
+        took = f"{format_bytes(peak)} at most, " if peak is not None else ""
+        self._console.print(
+            f"probe: the longest batch fits, {took}{format_seconds(time.perf_counter() - began)}", highlight=False
+        )
+
+    def _step(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
+        """Pass the longest batch beside the states of the optimizer, as each step but the first does."""
+        with _with_states(optimizer, self._memory):
+            model.train()
             # With accumulation, the second micro-batch meets the gradients of the first.
             for _micro_batch in range(min(2, self._config.gradient_accumulation_steps)):
                 self._loss(model, self._config.per_device_train_batch_size).backward()
             model.zero_grad()
-            if self._config.data is not None and self._config.data.eval_fraction > 0:
-                self._evaluate(model)
 
     def _evaluate(self, model: PreTrainedModel) -> None:
         model.eval()
         with torch.no_grad():
             self._loss(model, self._config.per_device_eval_batch_size)
-        model.train()
 
     def _loss(self, model: PreTrainedModel, num_examples: int) -> torch.Tensor:
         examples = longest_examples(self._config, num_examples, model.config.is_encoder_decoder)
@@ -58,6 +82,45 @@ class LongestBatch(TrainerCallback):  # type: ignore[misc]
         inputs = {name: v.to(model.device) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
         loss: torch.Tensor = self._trainer.compute_loss(model, inputs)
         return loss
+
+
+@contextmanager
+def _with_states(optimizer: Optimizer, memory: MemoryMeter) -> Iterator[None]:
+    """Let `optimizer` do a step that moves nothing, for its states, and forget them at the end.
+
+    A resumed run has its states already. Those of a paged optimizer are no part of torch's memory on a card, and
+    bitsandbytes never gives them back.
+    """
+    paged = getattr(optimizer, "is_paged", False) and optimizer.param_groups[0]["params"][0].is_cuda
+    if optimizer.state or paged:
+        yield
+        return
+    # Some optimizers keep counts of their own beside the learning rate.
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    try:
+        with memory.in_optimizer():
+            optimizer.step()
+        optimizer.zero_grad()
+        yield
+    finally:
+        optimizer.state.clear()
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.update(before)
+
+
+@contextmanager
+def _mode_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Each module trains or evaluates afterwards as it did before."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 @contextmanager

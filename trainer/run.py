@@ -39,7 +39,7 @@ from trainer.interruption import Interruption
 from trainer.log_file import LoggedDisplay
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
 from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dropped
-from trainer.probe import LongestBatch
+from trainer.probe import Probe
 from trainer.progress import Display, ShowProgress
 from trainer.ranks import local_rank, rank
 from trainer.record import append_record, read_recoveries, remember_run
@@ -80,11 +80,10 @@ def _run(job: Job, display: Display, interruption: Interruption, console: Consol
     if rank() == 0:
         display = LoggedDisplay(display, output_dir)
     predicted = job.prediction.allocated_bytes if job.prediction else None
-    # The clock stops before the longest batch is passed; the memory meter sees that batch too.
-    trainer.add_callback(clock)
-    trainer.add_callback(LongestBatch(config, trainer))
-    for callback in (memory, FiniteLoss(), StopOnSignal(interruption), SealCheckpoints(config)):
+    for callback in (clock, memory, FiniteLoss(), StopOnSignal(interruption), SealCheckpoints(config)):
         trainer.add_callback(callback)
+    if config.probe:
+        trainer.add_callback(Probe(config, trainer, memory, console))
     for callback in optional_callbacks(config, trainer, console):
         trainer.add_callback(callback)
     trainer.add_callback(ShowProgress(display, memory, clock, predicted))

@@ -162,6 +162,12 @@ def _in_first_step(struck: Path) -> None:
     _strike(Trainer, "training_step", _always, _end_memory, struck)
 
 
+def _in_the_probe(struck: Path) -> None:
+    from trainer.probe import Probe
+
+    _strike(Probe, "_loss", _always, _end_memory, struck)
+
+
 def _in_evaluation(struck: Path) -> None:
     from transformers import Trainer
 
@@ -213,6 +219,7 @@ def _on_a_full_disk(struck: Path) -> None:
 
 
 FAULTS: dict[str, Callable[[Path], None]] = {
+    "memory ends on the longest batch, tried before training": _in_the_probe,
     "memory ends in the first step": _in_first_step,
     "memory ends in a step": _in_training(_end_memory),
     "memory ends in the evaluation": _in_evaluation,

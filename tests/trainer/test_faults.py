@@ -60,14 +60,14 @@ def test_the_end_of_memory_is_told_with_the_step_and_the_way_on(tiny_config, tra
 @pytest.mark.parametrize(
     ("call", "moment", "when"),
     [
-        (1, "probing", "on the longest batch, tried after step 1 of 3"),
-        (3, "evaluation", "in the evaluation after step 1"),
+        (1, "probing", "on the longest batch, before step 1 of 3"),
+        (3, "evaluation", "in the evaluation before step 1 of 3"),
     ],
 )
 def test_memory_that_ends_on_the_longest_batch_is_told_so(tiny_config, train, tiny, monkeypatch, call, moment, when):
-    from trainer.probe import LongestBatch
+    from trainer.probe import Probe
 
-    fail_at(monkeypatch, LongestBatch, "_loss", call, memory_end())
+    fail_at(monkeypatch, Probe, "_loss", call, memory_end())
     data = DataKnobs(path=str(tiny / "data.jsonl"), eval_fraction=0.1)
     with pytest.raises(OutOfMemory, match=f"^out of memory {when}") as stop:
         train(tiny_config(data=data, gradient_accumulation_steps=2))

@@ -54,6 +54,7 @@ def lose_states(checkpoint: Path) -> None:
 
 RESTARTED = "restart 1, from "
 CASES = (
+    Case("memory ends on the longest batch, tried before training", 0, RESTARTED, same_as="smaller"),
     Case("memory ends in the first step", 0, RESTARTED, same_as="smaller"),
     Case("memory ends in a step", 0, RESTARTED, same_as="later smaller", lost=1),
     Case("memory ends in the evaluation", 0, RESTARTED, lost=1),

@@ -28,6 +28,7 @@ NOT_TRL = {
     "num_gpus",
     "padding_free",
     "peft",
+    "probe",
     "samples",
     "save_total_limit",
     "version",

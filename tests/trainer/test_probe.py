@@ -1,8 +1,11 @@
-from types import SimpleNamespace
+import io
+import re
+import shutil
 
 import pytest
+from rich.console import Console
 
-from planner.run_config import DataKnobs, PreferenceKnobs
+from planner.run_config import DataKnobs, LoraKnobs, PreferenceKnobs
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,34 +78,94 @@ def test_the_answer_of_an_encoder_decoder_is_as_long_as_it_may_be(batch):
 @pytest.mark.parametrize(
     ("row", "passes"),
     [
-        # Two micro-batches of the three, for the gradients that meet, and one evaluation; all in the first step.
+        # Two micro-batches of the three, for the gradients that meet, and one evaluation; all before the first step.
         ("sft", [True, True, False]),
         # A pass of the reference follows each of the model.
         ("dpo", [True, False, True, False, False, False]),
         ("reward", [True, True, False]),
     ],
 )
-def test_the_longest_batch_leaves_no_trace(row, passes):
+def test_a_step_and_an_evaluation_are_tried_before_the_first_step(row, passes):
     import torch
+    from transformers import TrainerCallback
 
     from tests.trainer.objective_runs import make_trainer, run_config
-    from trainer.probe import LongestBatch
+    from trainer.meters import CpuMemory
+    from trainer.probe import Probe
+    from trainer.run import quiet_libraries
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            seen.append("step")
 
     data = run_config(row, "lora").data
-    config = run_config(row, "lora", gradient_accumulation_steps=3, data=DataKnobs(path=data.path, eval_fraction=0.1))
+    config = run_config(
+        row,
+        "lora",
+        gradient_accumulation_steps=3,
+        data=DataKnobs(path=data.path, eval_fraction=0.1),
+        max_steps=1,
+        save_steps=9,
+        output_dir=data.path + ".run",
+    )
     trainer = make_trainer(config)
-    model = trainer.model
-    seen = []
-    model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    model.train()
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    random_state = torch.get_rng_state()
-    probe = LongestBatch(config, trainer)
-    for _step in range(2):
-        probe.on_step_end(SimpleNamespace(device=torch.device("cpu")), None, None, model=model)
-    assert seen == passes
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert model.training
-    assert not any(trainer._metrics.values())
-    assert all(weight.grad is None for weight in model.parameters())
-    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    seen, said, memory = [], io.StringIO(), CpuMemory()
+    trainer.model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    for callback in (memory, Probe(config, trainer, memory, Console(file=said)), Steps()):
+        trainer.add_callback(callback)
+    with quiet_libraries():
+        trainer.train()
+    assert seen[: seen.index("step")] == passes
+    assert {"forward", "backward", "step"} < set(memory.phases)
+    assert re.fullmatch(r"probe: the longest batch fits, [\d.]+ MiB at most, [\d.]+ m?s\n", said.getvalue())
+
+
+SAME = {
+    "gradients that add up": ("sft", "full", {"gradient_accumulation_steps": 2, "weight_decay": 0.1}),
+    "dropout and an evaluation": ("sft", "lora", {"lora": LoraKnobs(r=8, lora_dropout=0.1), "eval_fraction": 0.1}),
+    "8-bit states": ("sft", "qlora nf4", {"optim": "adamw_8bit"}),
+    "factored states": ("sft", "full", {"optim": "adafactor"}),
+    "a reference": ("dpo", "full", {}),
+    "judged answers": ("kto", "lora", {}),
+    "scores": ("reward", "full", {}),
+    "an encoder": ("sft of an encoder-decoder", "lora", {}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_run_with_a_probe_is_the_same_bit_for_bit(case, tmp_path):
+    from tests.trainer.objective_runs import run_config, train
+
+    row, method, knobs = SAME[case]
+    data = DataKnobs(path=run_config(row, method).data.path, eval_fraction=knobs.pop("eval_fraction", 0.0))
+    found = {}
+    for probe in (True, False):
+        output_dir = tmp_path / str(probe)
+        config = run_config(
+            row, method, **knobs, data=data, probe=probe, max_steps=2, max_length=96, output_dir=str(output_dir)
+        )
+        outcome = train(config)
+        (weights,) = (output_dir / "final").glob("*.safetensors")
+        found[probe] = outcome.losses, weights.read_bytes()
+    assert found[True] == found[False]
+
+
+def test_what_is_measured_is_the_longest_step_that_there_can_be(tmp_path):
+    from tests.trainer.objective_runs import run_config, train
+
+    knobs = {"max_steps": 1, "max_length": 128, "gradient_accumulation_steps": 2}
+    with_probe = train(run_config("sft", "full", output_dir=str(tmp_path / "with"), **knobs))
+    without = train(run_config("sft", "full", output_dir=str(tmp_path / "without"), probe=False, **knobs))
+    assert with_probe.measured_bytes == pytest.approx(with_probe.predicted_bytes, rel=0.02)
+    # The rows have 45 tokens at most, and the optimizer has no states before its first step.
+    assert without.measured_bytes < 0.9 * with_probe.measured_bytes
+
+
+def test_a_resumed_run_is_probed_and_ends_as_one_that_never_stopped(tmp_path):
+    from tests.trainer.objective_runs import run_config, train
+
+    knobs = {"max_steps": 4, "save_steps": 2, "save_total_limit": 9, "output_dir": str(tmp_path)}
+    whole = train(run_config("sft", "full", **knobs))
+    for later in ("checkpoint-4", "final"):
+        shutil.rmtree(tmp_path / later)
+    assert train(run_config("sft", "full", **knobs), resume=True).losses == whole.losses
