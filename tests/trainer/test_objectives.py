@@ -26,6 +26,7 @@ def arguments(tiny_config):
 NOT_TRL = {
     "early_stopping_patience",
     "num_gpus",
+    "num_nodes",
     "padding_free",
     "peft",
     "probe",
