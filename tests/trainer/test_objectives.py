@@ -28,6 +28,7 @@ NOT_TRL = {
     "num_gpus",
     "num_nodes",
     "padding_free",
+    "parallel",
     "peft",
     "probe",
     "samples",
