@@ -105,6 +105,7 @@ def check_tracer(what: str = "a trace") -> None:
 
 
 def _estimate(answer: TraceAnswer) -> MemoryEstimate:
+    alive = tuple(Component(one.kind, one.bytes, one.why) for one in answer.alive)
     return MemoryEstimate(
         phases=answer.phases,
         binding_phase=answer.binding_phase,
@@ -112,5 +113,5 @@ def _estimate(answer: TraceAnswer) -> MemoryEstimate:
         reserved_bytes=answer.reserved_bytes,
         process_bytes=answer.process_bytes,
         interval_bytes=answer.interval_bytes,
-        explain=lambda: tuple(Component(one.kind, one.bytes, one.why) for one in answer.alive),
+        explain=lambda phase: alive if phase == answer.binding_phase else (),
     )

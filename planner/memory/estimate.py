@@ -44,7 +44,8 @@ class MemoryEstimate:
     `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest. `reserved_bytes` is what
     torch's caching allocator takes for that, `process_bytes` what nvidia-smi shows. `interval_bytes` is where the
     process memory of a measured run is expected. `learned_bytes` of the process are no part of the formulas: earlier
-    runs took so much more, or less.
+    runs took so much more, or less. `explain` tells what is alive at
+    the peak of a phase; a trace only knows that of the largest.
     """
 
     phases: dict[Phase, int]
@@ -53,13 +54,13 @@ class MemoryEstimate:
     reserved_bytes: int
     process_bytes: int
     interval_bytes: tuple[int, int]
-    explain: Callable[[], tuple[Component, ...]] = field(repr=False, compare=False)
+    explain: Callable[[Phase], tuple[Component, ...]] = field(repr=False, compare=False)
     learned_bytes: int = 0
 
     @property
     def components(self) -> tuple[Component, ...]:
         """What is alive in the binding phase; it adds up to `allocated_bytes`. Written when it is asked for."""
-        return self.explain()
+        return self.explain(self.binding_phase)
 
     def scaled(self, factor: float) -> "MemoryEstimate":
         """The same with `factor` on what the process holds, as runs were found to differ from the formulas."""
@@ -86,10 +87,15 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     always = sum(static.values())
     moments = _moments(arch, step)
     phases = {phase: always + sum(parts.values()) for phase, (parts, _) in moments.items()}
-    phases["load"] = sum(static[name] for name in LOADED) + _largest_tensor(arch, step)
+    loading = {name: static[name] for name in LOADED} | {"tensor that is being loaded": _largest_tensor(arch, step)}
+    phases["load"] = sum(loading.values())
     binding = max(phases, key=lambda phase: phases[phase])
-    parts, peak = moments.get(binding, ({"tensor that is being loaded": phases["load"] - always}, None))
     activations = max(peak.bytes - peak.gradients for _, peak in moments.values() if peak)
+
+    def explain(phase: Phase) -> tuple[Component, ...]:
+        parts, peak = moments.get(phase, ({}, None))
+        return _components(loading if phase == "load" else static | parts, arch, step, peak)
+
     process = process_memory(phases[binding], activations, binding == "step", step, gpu)
     return MemoryEstimate(
         phases=phases,
@@ -98,7 +104,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         reserved_bytes=process.reserved_bytes,
         process_bytes=process.process_bytes,
         interval_bytes=process.interval_bytes,
-        explain=lambda: _components(static | parts, arch, step, peak),
+        explain=explain,
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import planner
 from planner.memory.estimate import estimate
 from planner.memory.parameters import base_weight_bytes, quantized_weight_bytes
 from planner.step import Adapter, StepSpec
@@ -120,3 +121,9 @@ def test_evaluation_is_a_phase_of_runs_that_evaluate():
     model = find_model("tinyllama")
     assert "evaluation" not in estimate(model, LORA, GPU).phases
     assert "evaluation" in estimate(model, replace(LORA, eval_batch=8), GPU).phases
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_components_of_each_phase_add_up_to_its_peak(method):
+    memory = planner.estimate("llama3.1-8b", "a100-80gb", method=method).estimate
+    assert {phase: sum(part.bytes for part in memory.explain(phase)) for phase in memory.phases} == memory.phases

@@ -14,7 +14,7 @@ def estimate_of(*sizes: int) -> MemoryEstimate:
     components = tuple(Component(f"part {i}", size, f"{size} x 1 B".format) for i, size in enumerate(sizes))
     allocated = sum(sizes)
     return MemoryEstimate(
-        explain=lambda: components,
+        explain=lambda phase: components,
         phases={"backward": allocated},
         binding_phase="backward",
         allocated_bytes=allocated,
