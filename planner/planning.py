@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
+from typing import TYPE_CHECKING
 
 from planner.candidate import Candidate
 from planner.common_cards import CardAnswer
@@ -14,9 +15,14 @@ from planner.request import Request
 from planner.run_config import RunConfig
 from planner.search import Estimator, Loser, search
 from planner.speed import SpeedEstimate
+from planner.units import format_bytes
 from planner.verdict import Verdict
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.model_catalog import reference_shape
+
+if TYPE_CHECKING:
+    from planner.picture.shapes import Picture
+
 
 WARMUP_SHARE = 0.03
 """Share of the steps in which the learning rate rises (warmup_ratio of the published commands of Alpaca and QLoRA)."""
@@ -60,6 +66,22 @@ class Plan:
     nearest: tuple[Change, ...]
     notes: tuple[str, ...]
     cards: tuple[CardAnswer, ...] = ()
+
+    @property
+    def picture(self) -> "Picture":
+        """The memory of each phase against the card."""
+        from planner.picture.memory_picture import memory_picture
+
+        return memory_picture(self.estimate, self.usable_bytes)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from planner.picture.svg import figure
+
+        gpu = self.request.gpu.name if self.request.gpu else "this CPU"
+        method = self.config.method if self.config else self.request.method
+        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
+        return figure(f"{self.verdict}: {self.request.model.hf_id} on {gpu}, {method}, {size}", self.picture)
 
 
 def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> Plan:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from planner.experience import NO_EXPERIENCE, NO_LESSON, Experience, Lesson
 from planner.memory.estimate import MemoryEstimate, estimate
@@ -14,10 +14,15 @@ from planner.run_config import RunConfig
 from planner.space import groups, openings
 from planner.speed import SpeedEstimate, step_time
 from planner.traced import traced_estimate
+from planner.units import format_bytes
 from planner.verdict import Verdict, usable_bytes, verdict
 from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
+
+if TYPE_CHECKING:
+    from planner.picture.shapes import Picture
+
 
 OWN_TRAINER = "fitune"
 
@@ -62,6 +67,21 @@ class Prediction:
     speed: SpeedEstimate | None
     lesson: Lesson = NO_LESSON
     by: Literal["closed form", "trace"] = "closed form"
+
+    @property
+    def picture(self) -> "Picture":
+        """The memory of each phase against the card."""
+        from planner.picture.memory_picture import memory_picture
+
+        return memory_picture(self.estimate, self.usable_bytes)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from planner.picture.svg import figure
+
+        gpu = self.target.gpu.name if self.target.gpu else "this CPU"
+        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
+        return figure(f"{self.verdict}: {self.target.name} on {gpu}, {self.config.method}, {size}", self.picture)
 
     @property
     def figures(self) -> dict[str, object]:

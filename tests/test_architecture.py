@@ -19,6 +19,7 @@ PLANNER_LAYERS = (
     ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record", "run_store"),
     ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
+    ("picture",),
     ("work", "speed_rates", "speed"),
     ("experience",),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, ObjectiveChoice, Settings, Trainer
+from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, ObjectiveChoice, Plot, Settings, Trainer
 from planner.commands.own_card import card_or_told
+from planner.commands.plotting import check_plot, write_plot
 from planner.commands.tracing import tracing
 from planner.prediction import OWN_TRAINER, Prediction
 from planner.question import Wishes, names_run_file
@@ -44,6 +45,7 @@ def estimate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each component's arithmetic and what each knob would change.")
     ] = False,
+    plot: Plot = None,
     json: Json = False,
 ) -> int:
     """Estimate the memory of one configuration.
@@ -61,8 +63,10 @@ def estimate(
       fitune estimate ./my-model --gpu 24GB --exact --explain
     """
     wishes = Wishes(method, max_length, lora_r, knobs=knobs_in(settings or ()), objective=objective)
+    check_plot(plot)
     card = gpu if names_run_file(subject) else card_or_told(gpu)
     prediction = predicted(subject, card, wishes, trainer, exact, tracing)
+    write_plot(prediction, plot)
     # What each knob would change is a question of many estimates: too many for a trace.
     effects = explain and prediction.by == "closed form"
     if json:

@@ -125,3 +125,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KNOB=VALUE", help="Pin a knob of the run file, e.g. lora.r=8; repeatable."),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="PICTURE", help="Draw the memory of each phase against the card, as .svg or .png."),
+]

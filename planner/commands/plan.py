@@ -19,10 +19,12 @@ from planner.commands.options import (
     NumGpus,
     ObjectiveChoice,
     OptionalModel,
+    Plot,
     RecipeName,
     Settings,
 )
 from planner.commands.own_card import card_or_told
+from planner.commands.plotting import check_plot, write_plot
 from planner.commands.reading import inspect_with_bar
 from planner.planning import Plan, make_plan
 from planner.question import Wishes, refuse_several
@@ -51,6 +53,7 @@ def plan(
         Path | None, typer.Option("-o", "--output", metavar="RUN_FILE", help="Write the configuration here.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite RUN_FILE.")] = False,
+    plot: Plot = None,
     explain: Annotated[bool, typer.Option("--explain", help="List every configuration that lost, and why.")] = False,
     json: Json = False,
 ) -> int:
@@ -70,11 +73,13 @@ def plan(
     refuse_several(num_gpus)
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
+    check_plot(plot)
     wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, recipe)
     card = gpu if recipe or model is None else card_or_told(gpu)
     found = make_plan(planned_request(model, card, wishes, inspect_with_bar))
     if output is not None and found.config is not None:
         _write(found, found.config, output)
+    write_plot(found, plot)
     if json:
         print_json(plan_document(found) | {"losers": losers_document(found)})
     else:
