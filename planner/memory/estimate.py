@@ -44,8 +44,8 @@ class MemoryEstimate:
     `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest. `reserved_bytes` is what
     torch's caching allocator takes for that, `process_bytes` what nvidia-smi shows. `interval_bytes` is where the
     process memory of a measured run is expected. `learned_bytes` of the process are no part of the formulas: earlier
-    runs took so much more, or less. `explain` tells what is alive at
-    the peak of a phase; a trace only knows that of the largest.
+    runs took so much more, or less. `explain` tells what is alive at the peak of a phase; a trace only knows that of
+    the largest.
     """
 
     phases: dict[Phase, int]

@@ -63,11 +63,14 @@ def _rows(estimate: MemoryEstimate) -> Iterator[tuple[str, list[Part], int]]:
     for phase in sorted(estimate.phases, key=order.index):
         known = _parts(estimate.explain(phase))
         yield phase, known or [("other", estimate.phases[phase], "live tensors")], estimate.phases[phase]
-    process = _parts(estimate.components)
-    process.append(("reserve", estimate.reserved_bytes - estimate.allocated_bytes, LEGEND["reserve"]))
-    process.append(("context", estimate.process_bytes - estimate.reserved_bytes, LEGEND["context"]))
-    if estimate.process_bytes > estimate.allocated_bytes:
-        yield "process", [part for part in process if part[1]], estimate.process_bytes
+    # What earlier runs took less than predicted is taken from the end of the bar.
+    beyond = max(0, estimate.process_bytes - estimate.allocated_bytes)
+    reserve = min(beyond, estimate.reserved_bytes - estimate.allocated_bytes)
+    learned = min(beyond - reserve, max(0, estimate.learned_bytes))
+    sizes: dict[Ink, int] = {"reserve": reserve, "context": beyond - reserve - learned, "learned": learned}
+    if beyond:
+        process = _parts(estimate.components) + [(ink, size, LEGEND[ink]) for ink, size in sizes.items() if size]
+        yield "process", process, estimate.process_bytes
 
 
 def _parts(components: Iterable[Component]) -> list[Part]:

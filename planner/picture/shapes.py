@@ -18,6 +18,7 @@ Ink = Literal[
     "other",
     "reserve",
     "context",
+    "learned",
 ]
 
 LIGHT: dict[Ink, str] = {
@@ -35,6 +36,7 @@ LIGHT: dict[Ink, str] = {
     "other": "#5f9e8f",
     "reserve": "#b4bcc5",
     "context": "#7c8792",
+    "learned": "#4d565f",
 }
 """The colors of an ink, on white. A page may give its own for another ground, as `--ink-weights` and so on."""
 
