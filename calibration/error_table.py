@@ -17,6 +17,7 @@ METRICS: tuple[Metric, ...] = ("allocated", "reserved")
 
 GROUPINGS: dict[str, Callable[[MeasuredRun], str]] = {
     "harness": lambda run: run.harness,
+    "cards": lambda run: "one GPU" if run.num_gpus == 1 else "several GPUs",
     "method": lambda run: run.method,
     "attention": lambda run: "eager" if run.attention == "eager" else "fused attention",
     "model": lambda run: run.model.rpartition("/")[2],

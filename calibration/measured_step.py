@@ -6,7 +6,7 @@ from calibration.measured_runs import MeasuredRun
 from calibration.peft_rows import LONGEST_BATCH_TOKENS, peft_experiments
 from calibration.version_traits import fields_by_version
 from planner.run_config import Dtype
-from planner.step import Adapter, AttentionKernel, StepSpec
+from planner.step import Adapter, AttentionKernel, Sharding, StepSpec
 from profiles.build_architecture import architecture
 from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
@@ -30,13 +30,32 @@ def question(run: MeasuredRun) -> tuple[ModelProfile, StepSpec, GpuProfile]:
 
     Raises an InputError that says what of the run is not described or not stated.
     """
-    if run.num_gpus > 1:
-        raise UnsupportedError(f"{run.num_gpus} GPUs ({run.parallel}); what a step takes is described for one")
     if run.versions.startswith("ms-swift") and run.grade == "B":
         raise UnsupportedError("rows of real text below the stated length: reserved memory depends on how lengths vary")
     model = find_model(run.model)
     step = _in_method_comparison(run) if run.harness == "PEFT" else _step(run, model)
-    return model, step, find_gpu(run.gpu)
+    return model, step if run.num_gpus == 1 else _shared(run, step), find_gpu(run.gpu)
+
+
+def _shared(run: MeasuredRun, step: StepSpec) -> StepSpec:
+    """The step of one of several cards: all of these harnesses used the first FSDP of torch.
+
+    Source: fms-acceleration `scripts/benchmarks/accelerate.yaml` (full shard, BACKWARD_PRE, original parameters),
+    fsdp_qlora `train.py`, where `ddp` is FSDP without shards. Adapters of quantized models are in the dtype of
+    bnb_4bit_quant_storage, and those of fms-acceleration's fused kernels are left out of FSDP
+    (`framework_plugin_fast_kernels.py`); both show in what is left at the end of the runs on 2 and on 4 cards.
+    """
+    quantized = step.quantization is not None
+    sharding = Sharding(
+        engine="fsdp1_no_shard" if run.parallel == "ddp" else "fsdp1",
+        num_gpus=run.num_gpus,
+        offload="parameters" if run.parallel == "fsdp_offload" else "none",
+        replicates_adapter=quantized and step.kernels == "foak",
+    )
+    adapter = step.adapter
+    if adapter and quantized and step.autocast:
+        adapter = replace(adapter, dtype=step.autocast)
+    return replace(step, sharding=sharding, adapter=adapter)
 
 
 def _step(run: MeasuredRun, model: ModelProfile) -> StepSpec:

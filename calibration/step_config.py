@@ -15,6 +15,7 @@ from planner.run_config import (
     RunConfig,
 )
 from planner.step import StepSpec
+from profiles.errors import UnsupportedError
 
 AUTOCAST: dict[str | None, MixedPrecision] = {None: "no", "bfloat16": "bf16"}
 
@@ -25,6 +26,11 @@ def run_config(step: StepSpec, model: str = "traced") -> RunConfig:
     What follows from another trainer (k-bit upcasts, its loss path) is not in it. float16 becomes bfloat16, which takes
     the same bytes and which a CPU can train in.
     """
+    if step.sharding is not None:
+        raise UnsupportedError(
+            f"a trace follows one card; this step is one of {step.sharding.world_size} by {step.sharding.engine}",
+            hint="the closed form describes it",
+        )
     step = in_bfloat16(step)
     accumulation = 2 if step.gradients_persist else 1
     return RunConfig(

@@ -40,8 +40,9 @@ class Adapter:
     options: tuple[tuple[str, str], ...] | None = None
 
 
-ShardingEngine = Strategy | Literal["fsdp1"]
-"""The strategies of a run file, and the first FSDP of torch, with which others measured."""
+ShardingEngine = Strategy | Literal["fsdp1", "fsdp1_no_shard"]
+"""The strategies of a run file, and the first FSDP of torch, with which others measured, also where each card keeps
+all weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Sharding:
     """How the cards of a run share one step; the figures of a step are those of one card.
 
     `num_gpus` is the cards of a machine, `num_nodes` the machines. A group of `tensor_parallel_size` x
-    `context_parallel_size` cards works on the same rows. `offload` is what stays in host memory.
+    `context_parallel_size` cards works on the same rows. `offload` is what stays in host memory. With
+    `replicates_adapter` each card keeps the whole adapter, as fms-acceleration's fused kernels need it.
     """
 
     engine: ShardingEngine
@@ -59,6 +61,7 @@ class Sharding:
     reshard_after_forward: bool = True
     tensor_parallel_size: int = 1
     context_parallel_size: int = 1
+    replicates_adapter: bool = False
 
     @property
     def world_size(self) -> int:
@@ -74,6 +77,46 @@ class Sharding:
     def num_shards(self) -> int:
         """Cards that share out what tensor parallelism leaves on each: all with other rows or another part of a row."""
         return self.world_size // self.tensor_parallel_size
+
+    @property
+    def weight_shards(self) -> int:
+        """Into how many parts the weights are split."""
+        return self.num_shards if self.engine in ("fsdp", "fsdp1", "zero3") else 1
+
+    @property
+    def gradient_shards(self) -> int:
+        """Into how many parts the gradients are split, once they are reduced."""
+        return self.num_shards if self.engine in ("fsdp", "fsdp1", "zero2", "zero3") else 1
+
+    @property
+    def state_shards(self) -> int:
+        """Into how many parts the optimizer states are split."""
+        return 1 if self.engine in ("ddp", "fsdp1_no_shard") else self.num_shards
+
+    @property
+    def weights_on_host(self) -> bool:
+        """Whether the shares of the weights wait in host memory."""
+        return self.offload == "parameters"
+
+    @property
+    def states_on_host(self) -> bool:
+        """Whether the optimizer works in host memory."""
+        return self.offload != "none"
+
+    @property
+    def gradients_on_host(self) -> bool:
+        """Whether reduced gradients go to host memory; ZeRO-1 keeps all of them on each card."""
+        return self.offload != "none" and self.gradient_shards > 1
+
+    @property
+    def is_fsdp1(self) -> bool:
+        """Whether torch's first FSDP runs the step."""
+        return self.engine in ("fsdp1", "fsdp1_no_shard")
+
+    @property
+    def is_deepspeed(self) -> bool:
+        """Whether DeepSpeed runs the step."""
+        return self.engine in ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +178,11 @@ class StepSpec:
     def base_dtype(self) -> Dtype:
         """Dtype in which embeddings, norms and head are held."""
         return "float32" if self.kbit_upcast else self.weight_dtype
+
+    @property
+    def weight_shards(self) -> int:
+        """Into how many parts the weights are split; 1 on one card."""
+        return self.sharding.weight_shards if self.sharding else 1
 
     @property
     def compute_dtype(self) -> Dtype:

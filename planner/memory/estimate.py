@@ -13,7 +13,8 @@ from planner.memory.parameters import (
     trainable_weights,
 )
 from planner.memory.reserved import process_memory
-from planner.memory.states import state_bytes, step_scratch_bytes
+from planner.memory.sharding import at_work, bucket_bytes, float32_gradient_bytes
+from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, evaluation_peak, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
 from planner.network import network
@@ -128,21 +129,30 @@ LOADED = ("weights", "quantized weights", "reference weights")
 
 def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[str, int]:
     """Bytes that are there in every phase of a step."""
+    weights_here = not (step.sharding and step.sharding.weights_on_host)
+    states_here = not (step.sharding and step.sharding.states_on_host)
     return {
-        "weights": base_weight_bytes(arch, step),
+        "weights": base_weight_bytes(arch, step) * weights_here,
         "quantized weights": quantized_weight_bytes(arch, step),
         "reference weights": base_weight_bytes(arch, step) if step.reference == "copy" else 0,
-        "adapter": adapter_bytes(arch, step),
-        "optimizer states": state_bytes(arch, step),
-        "earlier gradients": gradient_bytes(arch, step) if step.gradients_persist else 0,
-        "batch": batch_bytes(arch, step),
+        "adapter": adapter_bytes(arch, step) * weights_here,
+        "float32 copies": master_bytes(arch, step) * states_here,
+        "optimizer states": state_bytes(arch, step) * states_here,
+        "earlier gradients": _kept_gradients(arch, step) if step.gradients_persist else 0,
+        "gradient buckets": bucket_bytes(arch, step),
+        "batch": batch_bytes(arch, at_work(step)),
         "cuBLAS workspaces": workspace_bytes(gpu),
     }
 
 
+def _kept_gradients(arch: Architecture, step: StepSpec) -> int:
+    """Bytes of the reduced gradients that stay on the card."""
+    return 0 if step.sharding and step.sharding.gradients_on_host else gradient_bytes(arch, step)
+
+
 def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
     """For each phase the bytes above the static ones at its peak, by name, and that peak."""
-    activity, positions = timeline(arch, step), position_bytes(arch, step)
+    activity, positions = timeline(arch, step), position_bytes(arch, at_work(step))
     loss = max(activity.loss_forward, activity.loss_backward, key=lambda peak: peak.bytes)
     moments: dict[Phase, tuple[dict[str, int], Peak | None]] = {
         "forward": (_parts(activity.forward, positions), activity.forward),
@@ -155,7 +165,7 @@ def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, 
     if step.eval_batch:
         of_evaluation = replace(step, micro_batch=step.eval_batch)
         evaluation = evaluation_peak(arch, of_evaluation)
-        moments["evaluation"] = (_parts(evaluation, position_bytes(arch, of_evaluation)), evaluation)
+        moments["evaluation"] = (_parts(evaluation, position_bytes(arch, at_work(of_evaluation))), evaluation)
     return moments
 
 
@@ -166,12 +176,18 @@ def _parts(peak: Peak, positions: int) -> dict[str, int]:
         f"{peak.place} at work": peak.working,
         "gradients": peak.gradients,
         "weight copies of autocast": peak.copies,
+        "gathered weights": peak.gathered,
     }
 
 
 def _optimizer_parts(arch: Architecture, step: StepSpec) -> dict[str, int]:
-    gradients = 0 if step.gradients_persist else gradient_bytes(arch, step)
-    return {"gradients": gradients, "optimizer scratch": step_scratch_bytes(arch, step)}
+    gradients = 0 if step.gradients_persist else _kept_gradients(arch, step)
+    on_host = step.sharding is not None and step.sharding.states_on_host
+    return {
+        "gradients": gradients,
+        "optimizer scratch": 0 if on_host else step_scratch_bytes(arch, step),
+        "float32 gradients": float32_gradient_bytes(arch, step),
+    }
 
 
 def _largest_tensor(arch: Architecture, step: StepSpec) -> int:
@@ -200,6 +216,10 @@ def _why(name: str, arch: Architecture, step: StepSpec, peak: Peak | None) -> st
         "cuBLAS workspaces": "two, for the forward and the backward thread",
         "stored activations": _stored_why(arch, step, tokens),
         "weight copies of autocast": f"{step.autocast} copies of float32 weights",
+        "gathered weights": "whole layers, gathered to work on, and buffers of the transfers",
+        "gradient buckets": "buffers in which gradients travel between cards",
+        "float32 copies": f"{format_count(learns)} parameters x 4 B, which DeepSpeed trains, shared among cards",
+        "float32 gradients": "gradients as DeepSpeed's optimizer reads them",
     }
     return texts.get(name) or (_working_why(peak) if peak else "")
 

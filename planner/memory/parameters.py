@@ -1,7 +1,7 @@
 """Bytes of weights: the base, quantized or not, adapters, and the gradients that mirror what learns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Literal
@@ -9,8 +9,21 @@ from typing import Literal
 from planner.memory.tape import rounded
 from planner.run_config import DTYPE_BYTES, Quantization
 from planner.step import Adapter, StepSpec
-from profiles.architecture import Architecture, Experts, Linear
-from profiles.quantization import quantized_bytes
+from profiles.architecture import Architecture, Block, Experts, Linear
+from profiles.quantization import find_quantization, quantized_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Into how many parts tensors are split: between rows, as FSDP2 splits (torch 2.13 `_fsdp_param.py`), or anywhere,
+    as FSDP1 and ZeRO split what they have made flat.
+    """
+
+    parts: int = 1
+    by_rows: bool = False
+
+
+WHOLE = Split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +46,49 @@ class Weights:
         """Bytes of all of them."""
         return self.count * rounded(self.elements * itemsize)
 
+    def share(self, split: Split) -> "Weights":
+        """The largest part of each."""
+        if split.parts == 1:
+            return self
+        if not split.by_rows:
+            return replace(self, shape=(-(-self.elements // split.parts),))
+        return replace(self, shape=(-(-self.shape[0] // split.parts), *self.shape[1:]))
+
 
 def base_weight_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of the base weights that are not quantized, float32 if k-bit preparation made them so."""
-    packed = {"projection", "experts"} if step.experts_quantized else {"projection"}
-    return _unpacked_bytes(architecture, frozenset(packed if step.quantization else ()), DTYPE_BYTES[step.base_dtype])
+    """Bytes of one card's share of the weights that are not quantized, float32 if k-bit preparation made them so."""
+    return _unpacked_bytes(
+        architecture, packed_kinds(step), DTYPE_BYTES[step.base_dtype], split_of(step, step.weight_shards)
+    )
+
+
+def packed_kinds(step: StepSpec) -> frozenset[str]:
+    """Kinds of weights that bitsandbytes packs."""
+    if step.quantization is None:
+        return frozenset()
+    return frozenset({"projection", "experts"} if step.experts_quantized else {"projection"})
 
 
 def quantized_weight_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of packed weights and their block constants."""
+    """Bytes that one card has of the packed weights, and of their block constants, which no engine shares or moves.
+
+    The constants are attributes of a weight and no weights (bitsandbytes 0.50 `functional.py` QuantState).
+    """
     if step.quantization is None:
         return 0
-    return _packed_bytes(architecture, step.quantization, step.double_quant, step.experts_quantized)
+    whole = _packed_bytes(architecture, step.quantization, step.double_quant, step.experts_quantized)
+    if step.weight_shards == 1:
+        return whole
+    values = _packed_values(architecture, step.quantization, step.experts_quantized)
+    on_host = step.sharding is not None and step.sharding.weights_on_host
+    return whole - values + (0 if on_host else values // step.weight_shards)
 
 
-def trainable_weights(architecture: Architecture, adapter: Adapter | None) -> tuple[Weights, ...]:
-    """The tensors that get a gradient: the matrices of the adapter, or all that text passes."""
+def trainable_weights(architecture: Architecture, adapter: Adapter | None, split: Split = WHOLE) -> tuple[Weights, ...]:
+    """The tensors that get a gradient, or a share of each: the matrices of the adapter, or all that text passes."""
     if adapter:
-        return adapter_weights(architecture, adapter)
-    return tuple(weights for weights in base_weights(architecture) if weights.kind != "idle")
+        return tuple(weights.share(split) for weights in adapter_weights(architecture, adapter))
+    return tuple(weights.share(split) for weights in base_weights(architecture) if weights.kind != "idle")
 
 
 def trainable_itemsize(step: StepSpec) -> int:
@@ -60,13 +97,28 @@ def trainable_itemsize(step: StepSpec) -> int:
 
 
 def gradient_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of all gradients, in the dtype of the weights. Alive from the backward pass to the optimizer step."""
-    return _trainable_bytes(architecture, step.adapter, trainable_itemsize(step))
+    """Bytes of one card's gradients, in the dtype of the weights. Alive from the backward pass to the step."""
+    split = trainable_split(step, step.sharding.gradient_shards if step.sharding else 1)
+    return _trainable_bytes(architecture, step.adapter, trainable_itemsize(step), split)
 
 
 def adapter_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of the adapter's weights: r x (in + out) for each adapted module."""
-    return gradient_bytes(architecture, step) if step.adapter else 0
+    """Bytes of one card's share of the adapter's weights: r x (in + out) for each adapted module."""
+    if step.adapter is None:
+        return 0
+    split = trainable_split(step, step.weight_shards)
+    return _trainable_bytes(architecture, step.adapter, trainable_itemsize(step), split)
+
+
+def split_of(step: StepSpec, shards: int) -> Split:
+    """How the engine of `step` splits into `shards`."""
+    return Split(shards, by_rows=step.sharding.engine == "fsdp") if step.sharding and shards > 1 else WHOLE
+
+
+def trainable_split(step: StepSpec, shards: int) -> Split:
+    """The same for what learns, which some engines leave out."""
+    left_out = step.adapter and step.sharding and step.sharding.replicates_adapter
+    return WHOLE if left_out else split_of(step, shards)
 
 
 @lru_cache(maxsize=1024)
@@ -94,17 +146,24 @@ def _base_weights(architecture: Architecture) -> Iterator[Weights]:
     for norm in (*architecture.final_norms, *((architecture.embedding_norm,) if architecture.embedding_norm else ())):
         yield Weights((norm.num_parameters,), 1)
     for block in architecture.blocks:
-        for linear in block.linears:
-            packs = architecture.quantizable and linear.quantizable
-            yield from _of_linear(linear, block.count, "projection" if packs else "other")
-        for norm in block.norms:
-            yield Weights((norm.num_parameters,), block.count)
-        yield Weights((block.attention.extra_parameters,), block.count)
-        if isinstance(block.mlp, Experts):
-            yield from _of_linear(block.mlp.router, block.count)
-            for linear in block.mlp.expert.linears:
-                yield Weights((block.mlp.num_experts, linear.num_parameters), block.count, "experts")
+        yield from (
+            replace(weights, count=weights.count * block.count) for weights in block_weights(block, architecture)
+        )
     yield Weights((architecture.other_parameters,), 1, "idle")
+
+
+def block_weights(block: Block, architecture: Architecture) -> Iterator[Weights]:
+    """Every tensor of one layer of `block`."""
+    for linear in block.linears:
+        packs = architecture.quantizable and linear.quantizable
+        yield from _of_linear(linear, 1, "projection" if packs else "other")
+    for norm in block.norms:
+        yield Weights((norm.num_parameters,), 1)
+    yield Weights((block.attention.extra_parameters,), 1)
+    if isinstance(block.mlp, Experts):
+        yield from _of_linear(block.mlp.router, 1)
+        for linear in block.mlp.expert.linears:
+            yield Weights((block.mlp.num_experts, linear.num_parameters), 1, "experts")
 
 
 def _of_linear(linear: Linear, count: int, kind: Literal["projection", "other"] = "other") -> Iterator[Weights]:
@@ -133,11 +192,32 @@ def _packed_bytes(
     )
 
 
-@lru_cache(maxsize=1024)
-def _trainable_bytes(architecture: Architecture, adapter: Adapter | None, itemsize: int) -> int:
-    return sum(weights.num_bytes(itemsize) for weights in trainable_weights(architecture, adapter))
+def packed_layer_bytes(block: Block, architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of the packed values of one layer of `block`, without constants."""
+    if step.quantization is None:
+        return 0
+    bits = find_quantization(step.quantization).bits
+    weights = sum(linear.num_weights for linear in block.linears if architecture.quantizable and linear.quantizable)
+    if step.experts_quantized and isinstance(block.mlp, Experts):
+        weights += block.mlp.num_experts * sum(linear.num_weights for linear in block.mlp.expert.linears)
+    return weights * bits // 8
+
+
+@lru_cache(maxsize=256)
+def _packed_values(architecture: Architecture, quantization: Quantization, experts_quantized: bool) -> int:
+    """Bytes of the packed values alone."""
+    bits = find_quantization(quantization).bits
+    return sum(
+        count * linear.num_weights * bits // 8 for linear, count in _quantized_linears(architecture, experts_quantized)
+    )
 
 
 @lru_cache(maxsize=1024)
-def _unpacked_bytes(architecture: Architecture, packed: frozenset[str], itemsize: int) -> int:
-    return sum(weights.num_bytes(itemsize) for weights in base_weights(architecture) if weights.kind not in packed)
+def _trainable_bytes(architecture: Architecture, adapter: Adapter | None, itemsize: int, split: Split) -> int:
+    return sum(weights.num_bytes(itemsize) for weights in trainable_weights(architecture, adapter, split))
+
+
+@lru_cache(maxsize=1024)
+def _unpacked_bytes(architecture: Architecture, packed: frozenset[str], itemsize: int, split: Split) -> int:
+    kept = (weights for weights in base_weights(architecture) if weights.kind not in packed)
+    return sum(weights.share(split).num_bytes(itemsize) for weights in kept)

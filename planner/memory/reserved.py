@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from planner.step import StepSpec
+from planner.units import MIB
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
 
@@ -19,7 +20,7 @@ class ProcessMemory:
 def process_memory(
     allocated_bytes: int, activation_bytes: int, at_optimizer_step: bool, step: StepSpec, gpu: GpuProfile | None
 ) -> ProcessMemory:
-    """allocated + slack x activations + context.
+    """allocated + slack x activations + context, and buffers of NCCL where cards talk to each other.
 
     The low end is the least that can work: when the card is full, the allocator gives back cached blocks and tries
     again. On a CPU torch has no caching allocator, so all figures are the allocated bytes.
@@ -32,5 +33,5 @@ def process_memory(
     reserved, low, high = (
         allocated_bytes + round(share * activation_bytes) for share in (typical, slack.low, max(slack.high, typical))
     )
-    context = gpu.context_bytes
+    context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
     return ProcessMemory(reserved, reserved + context, (low + context, high + context))

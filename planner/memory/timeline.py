@@ -8,6 +8,7 @@ from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, l
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
+from planner.memory.sharding import Engine, at_work, engine_of, layer_unit_bytes
 from planner.memory.tape import Moment, rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
@@ -22,6 +23,7 @@ class LayerGroup:
     """`count` layers that are alike.
 
     `carried` are bytes of a gradient that adds up over the backward passes of all of them: that of an encoder's output.
+    `unit` are bytes of the weights of one layer where cards share them out and gather them to work on.
     """
 
     memory: LayerMemory
@@ -29,6 +31,7 @@ class LayerGroup:
     checkpointed: bool
     offloaded: bool
     carried: int = 0
+    unit: int = 0
 
     @property
     def stored(self) -> int:
@@ -67,7 +70,8 @@ class Peak:
     """The most that activations and gradients hold in one phase, in bytes.
 
     `stored` is kept for layers whose backward pass is still to come, `working` is the layer or loss at work at
-    `moment`, `gradients` are those of weights, `copies` the 16-bit weights of autocast.
+    `moment`, `gradients` are those of weights, `copies` the 16-bit weights of autocast, `gathered` the weights and
+    buffers that an engine holds for a moment where cards share the weights.
     """
 
     place: str
@@ -76,11 +80,12 @@ class Peak:
     working: int = 0
     gradients: int = 0
     copies: int = 0
+    gathered: int = 0
 
     @property
     def bytes(self) -> int:
         """All of it."""
-        return self.stored + self.working + self.gradients + self.copies
+        return self.stored + self.working + self.gradients + self.copies + self.gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +105,42 @@ class Timeline:
 @lru_cache(maxsize=4096)
 def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     """The activations and gradients of one step over time; they are the same on every card that runs this step."""
-    groups = tuple(layer_groups(architecture, step))
-    embedded = _embedding_output(step, groups[0]) + _dropout_masks(architecture, step)
+    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, step)
+    worked = at_work(step)
+    embedded = _embedding_output(worked, groups[0]) + _dropout_masks(architecture, worked)
     stored = embedded + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
-    loss = _loss_memory(architecture, _loss_key(_last_step(architecture, step)), groups[-1].memory.output_itemsize)
+    loss = _loss_memory(architecture, _loss_key(_last_step(architecture, worked)), groups[-1].memory.output_itemsize)
+    units = sum(group.unit * group.count for group in groups)
+    first, then = (engine.in_loss(units, forward) for forward in (True, False))
     return Timeline(
-        forward=_forward(groups, embedded),
-        loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies),
-        loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes),
+        forward=_forward(groups, embedded, engine),
+        loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=first),
+        loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
-        backward=_backward(groups, stored, loss, _embedding_peak(architecture, step), not step.gradients_persist),
+        backward=_backward(
+            groups, stored, loss, _embedding_peak(architecture, worked, engine), not step.gradients_persist, engine
+        ),
     )
 
 
 def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     """The peak of a forward pass that keeps nothing, up to the loss."""
-    groups = tuple(layer_groups(architecture, step))
-    layers = [Peak("layer", group.memory.inference_peak, working=group.memory.inference_peak.bytes) for group in groups]
+    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, step)
+    layers = [
+        Peak(
+            "layer",
+            group.memory.inference_peak,
+            working=group.memory.inference_peak.bytes,
+            gathered=engine.in_forward(group.unit, group.unit * (group.count - 1)),
+        )
+        for group in groups
+    ]
     stream = groups[-1].memory.output_itemsize
-    inference = _loss_memory(architecture, _loss_key(_last_step(architecture, step)), stream).inference
-    return max(*layers, Peak("loss", inference, working=inference.bytes), key=lambda peak: peak.bytes)
+    inference = _loss_memory(architecture, _loss_key(_last_step(architecture, at_work(step))), stream).inference
+    gathered = engine.in_loss(sum(group.unit * group.count for group in groups), forward=True)
+    loss = Peak("loss", inference, working=inference.bytes, gathered=gathered)
+    return max(*layers, loss, key=lambda peak: peak.bytes)
 
 
 def _reference_peak(architecture: Architecture, step: StepSpec, stored: int) -> Peak:
@@ -140,6 +160,7 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
     layers make it: operators in float32 widen it.
     """
     hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
+    sharded, step = step, at_work(step)
     key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
     stream = DTYPE_BYTES[step.base_dtype]
     for block in architecture.blocks:
@@ -151,7 +172,9 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
             yield LayerGroup(norm, 1, False, False)
         for count, checkpointed in _runs(block.count, step.checkpoint_every if step.checkpointing else None):
             memory = layer_memory(block, key, width, stream)
-            yield LayerGroup(memory, count, checkpointed, checkpointed and step.checkpoint_offload, carried)
+            offloaded = checkpointed and step.checkpoint_offload
+            unit = layer_unit_bytes(block, architecture, sharded)
+            yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit)
             stream = memory.output_itemsize
 
 
@@ -190,54 +213,77 @@ def _dropout_masks(architecture: Architecture, step: StepSpec) -> int:
     return rounded(elements * (1 if step.device == "cuda" else DTYPE_BYTES[step.base_dtype]))
 
 
-def _forward(groups: tuple[LayerGroup, ...], stored: int) -> Peak:
+def _forward(groups: tuple[LayerGroup, ...], stored: int, engine: Engine) -> Peak:
     """The largest of the layers' forward peaks; what is stored only grows, so the last of a group has it."""
     peaks = []
-    copies = 0
+    copies = units = 0
     for group in groups:
         stored += group.stored * (group.count - 1)
         copies += group.cached * (group.count - 1)
-        peaks.append(Peak("layer", group.forward, stored, group.forward.bytes, copies=copies))
+        units += group.unit * (group.count - 1)
+        gathered = engine.in_forward(group.unit, units)
+        peaks.append(Peak("layer", group.forward, stored, group.forward.bytes, copies=copies, gathered=gathered))
         stored += group.stored
         copies += group.cached
+        units += group.unit
     return max(peaks, key=lambda peak: peak.bytes)
 
 
-def _backward(groups: tuple[LayerGroup, ...], stored: int, loss: "LossMemory", embedding: Peak, keeps: bool) -> Peak:
+def _backward(
+    groups: tuple[LayerGroup, ...], stored: int, loss: "LossMemory", embedding: Peak, keeps: bool, engine: Engine
+) -> Peak:
     """The largest of the layers' backward peaks.
 
     From the last layer to the first what is stored falls and the gradients of weights rise, both evenly within a group,
     so one of the two ends of a group has its peak. The embedding's gradient comes last. Where gradients of an earlier
-    micro-batch are there already, new ones are added to them and freed: then nothing `keeps`.
+    micro-batch are there already, new ones are added to them and freed: then nothing `keeps`. Gradients that are shared
+    out shrink as soon as a layer is done.
     """
     peaks = []
-    gradients = loss.parameter_gradient_bytes * keeps
+    gradients = engine.kept(loss.parameter_gradient_bytes) * keeps
+    to_come, passed = sum(group.unit * group.count for group in groups), 0
+    reduced = loss.parameter_gradient_bytes
     for group in reversed(groups):
         own = group.memory.parameter_gradient_bytes
+        kept = engine.kept(own) * keeps
         working = group.backward.bytes - own + loss.kept_bytes + group.carried
         for done in (0, group.count - 1):
-            before = stored - group.stored * (done + 1)
-            peaks.append(Peak("layer", group.backward, before, working, gradients + own * (done * keeps + 1)))
+            before = stored - group.stored * (done + 1) + _retained(group, passed, done, engine)
+            gathered = engine.in_backward(group.unit, to_come - group.unit * (done + 1), own if done else reduced)
+            peaks.append(
+                Peak("layer", group.backward, before, working, gradients + kept * done + own, gathered=gathered)
+            )
         stored -= group.stored * group.count
-        gradients += own * group.count * keeps
+        to_come -= group.unit * group.count
+        gradients += kept * group.count
+        passed, reduced = passed + group.count, own
     peaks.append(replace(embedding, gradients=embedding.gradients + gradients))
     return max(peaks, key=lambda peak: peak.bytes)
 
 
-def _embedding_peak(architecture: Architecture, step: StepSpec) -> Peak:
+def _retained(group: LayerGroup, passed: int, done: int, engine: Engine) -> int:
+    """Bytes of inputs that layers keep although they are done, and of all their gradients but the one at work."""
+    layers = passed + done
+    if not engine.retains_inputs or not group.checkpointed:
+        return 0
+    return layers * group.stored + max(0, layers - 1) * group.memory.input_bytes
+
+
+def _embedding_peak(architecture: Architecture, step: StepSpec, engine: Engine) -> Peak:
     """The end of the backward pass: the embedding's gradient, on top of the head's where both share their weights.
 
     Where gradients are not added in place, their sum is a third.
     """
     stream = rounded(step.num_tokens * architecture.embeddings[0].columns * DTYPE_BYTES[step.base_dtype])
     moment = Moment(stream, "gradient of the embedding", ())
+    gathered = engine.in_backward(engine.embedding or engine.tail, 0, 0)
     if step.adapter:
-        return Peak("embedding", moment, working=stream)
+        return Peak("embedding", moment, working=stream, gathered=gathered)
     itemsize = trainable_itemsize(step)
     tables = sum(rounded(table.num_parameters * itemsize) for table in architecture.embeddings)
     if architecture.tied and step.device == "cpu":
         tables += rounded(architecture.embeddings[0].num_parameters * itemsize)
-    return Peak("embedding", moment, working=stream, gradients=tables)
+    return Peak("embedding", moment, working=stream, gradients=tables, gathered=gathered)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,205 @@
+"""What sharing a step among cards changes: which share a card keeps, and what an engine holds beside it while it works.
+
+A *unit* is what an engine gathers at once: one layer, the embedding, or final norm and head.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from planner.memory.parameters import (
+    block_weights,
+    gradient_bytes,
+    packed_kinds,
+    packed_layer_bytes,
+    trainable_itemsize,
+    trainable_weights,
+)
+from planner.memory.states import state_split
+from planner.memory.tape import rounded
+from planner.run_config import DTYPE_BYTES
+from planner.step import Sharding, StepSpec
+from profiles.architecture import Architecture, Block
+from profiles.optimizer import FLOAT32_BYTES
+
+LIVE_PARAMETERS = 1_000_000_000
+"""Parameters that ZeRO-3 keeps gathered for their next use: `stage3_max_live_parameters` and
+`stage3_max_reuse_distance`, by default (DeepSpeed `runtime/zero/config.py`)."""
+
+UPDATED_AT_ONCE = 1_000_000_000
+"""Parameters whose gradients ZeRO-3 makes float32 at once: `sub_group_size`, by default."""
+
+
+def at_work(step: StepSpec) -> StepSpec:
+    """The step as the layers of one card see it: weights in the dtype they are gathered in, and its part of each row.
+
+    Source: torch MixedPrecision and MixedPrecisionPolicy with `param_dtype`, which accelerate sets to the dtype of
+    mixed precision (1.15 `utils/dataclasses.py` set_mixed_precision).
+    """
+    sharding = step.sharding
+    if sharding is None:
+        return step
+    step = replace(step, sharding=None, seq_len=-(-step.seq_len // sharding.context_parallel_size))
+    if sharding.weight_shards == 1 or step.autocast is None:
+        return step
+    adapter = step.adapter and replace(step.adapter, dtype=step.autocast)
+    return replace(step, weight_dtype=step.autocast, adapter=adapter, kbit_upcast=False, float32_norms=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How one card of several goes through a step; sizes in bytes.
+
+    `embedding` and `tail` are the gathered units of the two ends. `kept_share` is the part of a reduced gradient that
+    stays on the card. All is nothing on one card.
+    """
+
+    sharding: Sharding | None = None
+    embedding: int = 0
+    tail: int = 0
+    reusable: int = 0
+    kept_share: float = 1.0
+    retains_inputs: bool = False
+    prefetches: bool = True
+
+    def in_forward(self, unit: int, before: int) -> int:
+        """Gathered weights in the forward pass of a layer of `unit` bytes, behind layers of `before` bytes.
+
+        FSDP1 gathers its root, with both ends, at the start and keeps it to the end of the backward pass, and one layer
+        at a time (torch 2.4 and 2.13 `_runtime_utils.py` _post_forward_reshard). FSDP2 holds the buffer of an
+        all-gather until the next one, so a unit is there twice (2.13 `_fsdp_param_group.py` wait_for_unshard). ZeRO-3
+        keeps what is used again soon.
+        """
+        match self._gathers:
+            case "fsdp1":
+                return self.embedding + self.tail + unit
+            case "fsdp":
+                return 2 * unit + (0 if self._reshards else before)
+            case "zero3":
+                return min(self.embedding + before + unit, self.reusable + unit)
+        return 0
+
+    def in_loss(self, layers: int, forward: bool) -> int:
+        """Gathered weights at the loss; `layers` are the bytes of all layers.
+
+        FSDP2 lets the buffer of the last all-gather go at the end of the model's forward pass, behind the loss
+        (torch 2.13 `_fsdp_state.py` _post_forward).
+        """
+        match self._gathers:
+            case "fsdp1":
+                return self.embedding + self.tail
+            case "fsdp":
+                return (2 if forward else 1) * self.tail + (0 if self._reshards else layers)
+            case "zero3":
+                return min(layers + self.tail, self.reusable + self.tail)
+        return 0
+
+    def in_backward(self, unit: int, to_come: int, reduced: int) -> int:
+        """Gathered weights in the backward pass of a layer, with `to_come` bytes of layers behind it.
+
+        The next unit is gathered already, and the input of the last reduction, `reduced` bytes, is still there
+        (torch 2.13 `_fsdp_param_group.py` _backward_prefetch and post_backward; FSDP1: BACKWARD_PRE).
+        """
+        ahead = min(unit, to_come) if self.prefetches else 0
+        match self._gathers:
+            case "fsdp1":
+                return self.embedding + self.tail + unit + ahead
+            case "fsdp":
+                return unit + (ahead if self._reshards else to_come) + reduced
+            case "zero3":
+                return min(to_come + unit, self.reusable + unit)
+        return 0
+
+    def kept(self, gradients: int) -> int:
+        """Bytes that a card keeps of `gradients` once they are reduced."""
+        return round(gradients * self.kept_share)
+
+    @property
+    def _gathers(self) -> str | None:
+        return self.sharding.engine if self.sharding and self.sharding.weight_shards > 1 else None
+
+    @property
+    def _reshards(self) -> bool:
+        return self.sharding is not None and self.sharding.reshard_after_forward
+
+
+@lru_cache(maxsize=4096)
+def engine_of(architecture: Architecture, step: StepSpec) -> Engine:
+    """The engine that runs `step`.
+
+    Beside what is gathered, FSDP1 keeps the inputs of frozen layers that are checkpointed by the reentrant code, and
+    their gradients, to the end of the backward pass: the hook that gives a frozen layer's weights back is tied to the
+    accumulation node of that input, and it lives that long (torch 2.4 and 2.13 `_runtime_utils.py`
+    _register_post_backward_reshard_only_hook; `checkpoint.py` CheckpointFunction). Found on the rows of two harnesses,
+    whose peaks grow by just so many bytes a row.
+
+    FSDP1 gathers ahead the unit before in the order of the forward pass. Where each matrix of an adapter is a unit,
+    that is one of the same layer (PEFT 0.13 `utils/other.py` fsdp_auto_wrap_policy; torch `_exec_order_utils.py`).
+    """
+    sharding = step.sharding
+    if sharding is None:
+        return Engine()
+    size = DTYPE_BYTES[at_work(step).base_dtype]
+    tables = sum(rounded(table.num_parameters * size) for table in architecture.embeddings)
+    tail = sum(rounded(norm.num_parameters * size) for norm in architecture.final_norms)
+    if not architecture.tied:
+        tail += rounded(architecture.head.num_parameters * size)
+    else:  # accelerate 1.15 fsdp2_prepare_model: a shared table is in the unit of final norm and head
+        tables, tail = 0, tail + tables
+    kept = gradient_bytes(architecture, step)
+    return Engine(
+        sharding=sharding,
+        embedding=tables,
+        tail=tail,
+        reusable=LIVE_PARAMETERS * size,
+        kept_share=0.0 if sharding.gradients_on_host else kept / gradient_bytes(architecture, at_work(step)),
+        retains_inputs=sharding.is_fsdp1 and step.adapter is not None and step.checkpointing,
+        prefetches=not (sharding.is_fsdp1 and step.adapter and not sharding.replicates_adapter),
+    )
+
+
+@lru_cache(maxsize=4096)
+def layer_unit_bytes(block: Block, architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of the weights of one layer of `block` as they are gathered, adapters included; 0 if each card has them."""
+    if step.weight_shards == 1:
+        return 0
+    worked, packed = at_work(step), packed_kinds(step)
+    size = DTYPE_BYTES[worked.base_dtype]
+    plain = sum(weights.num_bytes(size) for weights in block_weights(block, architecture) if weights.kind not in packed)
+    adapter = worked.adapter
+    if adapter is None or (step.sharding and step.sharding.replicates_adapter):
+        return plain + packed_layer_bytes(block, architecture, step)
+    learns = sum(
+        rounded(adapter.r * (linear.in_features + linear.out_features) * DTYPE_BYTES[adapter.dtype])
+        for linear in block.linears
+        if linear.name in adapter.targets
+    )
+    return plain + packed_layer_bytes(block, architecture, step) + learns
+
+
+def bucket_bytes(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of the buffers in which gradients travel.
+
+    DDP has a copy of all gradients in buckets, because nobody asks it to make the gradients views of them (torch 2.13
+    `reducer.cpp` initialize_buckets; accelerate 1.15 DistributedDataParallelKwargs). ZeRO has two buckets of
+    hidden_size squared elements, the size that Transformers chooses (5.23 `integrations/deepspeed.py`), one to fill and
+    one to reduce (`stage_1_and_2.py`, `stage3.py`: ipg_buffer).
+    """
+    if step.sharding is None:
+        return 0
+    if step.sharding.engine == "ddp":
+        return gradient_bytes(architecture, step)
+    if step.sharding.is_deepspeed:
+        return 2 * rounded(architecture.embeddings[0].columns ** 2 * trainable_itemsize(step))
+    return 0
+
+
+def float32_gradient_bytes(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of the float32 gradients that DeepSpeed makes for the step of a card's share; on the host with offload.
+
+    Source: `stage_1_and_2.py` step (one flat tensor), `stage3.py` _prepare_sub_group.
+    """
+    sharding = step.sharding
+    if sharding is None or not sharding.is_deepspeed or sharding.states_on_host:
+        return 0
+    learns = sum(w.count * w.elements for w in trainable_weights(architecture, step.adapter, state_split(step)))
+    return FLOAT32_BYTES * (min(learns, UPDATED_AT_ONCE) if sharding.engine == "zero3" else learns)
