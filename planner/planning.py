@@ -46,14 +46,16 @@ class Cost:
 class Plan:
     """The answer to a request.
 
-    With verdict `no`, `config` is None, `estimate` is that of the closest configuration, `shortfall` says in a sentence
-    what is missing, and `nearest` what would make it fit. `notes` are assumptions and rules that were applied. Where no
-    card was named, `cards` are the answers for the common ones, and the plan is that of the cheapest that does.
+    With verdict `no`, `config` is None, `estimate` is that of the `closest` configuration, `shortfall` says in a
+    sentence what is missing, and `nearest` what would make it fit. `notes` are assumptions and rules that were
+    applied. Where no card was named, `cards` are the answers for the common ones, and the plan is that of the
+    cheapest that does.
     """
 
     request: Request
     verdict: Verdict
     config: RunConfig | None
+    closest: RunConfig
     estimate: MemoryEstimate
     usable_bytes: int
     speed: SpeedEstimate | None
@@ -96,12 +98,13 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         request=request,
         verdict=shown.verdict,
         config=_with_warmup(request, best.config) if best else None,
+        closest=shown.config,
         estimate=shown.estimate,
         usable_bytes=usable,
         speed=shown.speed,
         tokens_per_second=shown.tokens_per_second,
         lesson=request.experience.lesson(request.gpu, shown.config),
-        cost=_cost(request, best) if best else None,
+        cost=run_cost(request, best) if best else None,
         alternatives=result.alternatives,
         losers=result.losers,
         shortfall=None if best else shortfall(shown.estimate, usable),
@@ -110,7 +113,8 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
     )
 
 
-def _cost(request: Request, best: Candidate) -> Cost | None:
+def run_cost(request: Request, best: Candidate) -> Cost | None:
+    """What a run of `best` takes on the card of `request`; None if the number of steps is not known."""
     num_steps = _num_steps(request, best.config)
     if num_steps is None:
         return None
@@ -126,11 +130,18 @@ def _num_steps(request: Request, config: RunConfig) -> int | None:
     """Optimizer steps of the run; None if neither the data nor the number of steps is known."""
     if config.max_steps is not None:
         return config.max_steps
-    if request.lengths is None:
+    rows = _num_rows(request, config)
+    if rows is None:
         return None
-    rows = request.lengths.num_packed(config.max_length) if config.packing else request.lengths.num_rows
     trained = rows * (1 - (config.data.eval_fraction if config.data else 0))
     return ceil(ceil(trained / config.effective_batch_size) * config.num_train_epochs)
+
+
+def _num_rows(request: Request, config: RunConfig) -> int | None:
+    """Rows that the model sees in an epoch; those of unknown length are not packed."""
+    if request.lengths is None:
+        return request.num_rows
+    return request.lengths.num_packed(config.max_length) if config.packing else request.lengths.num_rows
 
 
 def _with_warmup(request: Request, config: RunConfig) -> RunConfig:

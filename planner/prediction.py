@@ -30,6 +30,11 @@ Tracing = Callable[[str | None], AbstractContextManager[object]]
 """What surrounds a trace, which takes seconds; it is told why there is one, None if it was asked for."""
 
 
+def untold(why: str | None) -> AbstractContextManager[object]:
+    """Nothing around a trace."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a configuration runs: the model's shape, the card (None: the CPU), and what is free on it now, if known.
@@ -123,7 +128,7 @@ def predict_traced(config: RunConfig, target: Target) -> Prediction:
 
 
 def predict_either_way(
-    config: RunConfig, target: Target, *, exact: bool = False, tracing: Tracing = lambda why: nullcontext()
+    config: RunConfig, target: Target, *, exact: bool = False, tracing: Tracing = untold
 ) -> Prediction:
     """By the closed form, or by a trace if that is asked for or the only way. Raises as `predict_traced` does."""
     why = target.undescribed

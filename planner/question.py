@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 from planner.data_lengths import DataLengths
 from planner.data_report import DataReport
 from planner.experience import NEWEST, NO_EXPERIENCE, Experience
+from planner.prediction import Tracing, untold
 from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, loadable_name
 from planner.run_config import Objective
 from planner.settings import check_knobs, knobs_in, merged
 from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
+from profiles.model_catalog import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from profiles.recipe import Recipe
 
 Inspect = Callable[[Path, str], DataReport]
 """Reads a data file as a model does, given its Hub id or folder."""
+
+Resolve = Callable[[str], ResolvedModel]
+"""Finds a model by what the user calls it."""
 
 RUN_FILE_SUFFIXES = (".yaml", ".yml")
 
@@ -36,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a user says about the run; `knobs` are named and nested as in a run file."""
+    """What a user says about the run; `knobs` are named and nested as in a run file, `rows` those of the data."""
 
     method: RequestedMethod = "auto"
     max_length: int | None = None
@@ -46,6 +51,39 @@ class Wishes:
     data: Path | None = None
     objective: Objective | None = None
     recipe: str | None = None
+    rows: int | None = None
+
+
+def own_experience() -> Experience:
+    """What the runs in this machine's store have taught; where it cannot be read, nothing but that."""
+    from planner.run_store import StoreError, recall, store_path
+
+    path = store_path()
+    try:
+        return Experience(recall(path, newest=NEWEST)) if path else NO_EXPERIENCE
+    except StoreError as error:
+        return Experience(fault=f"{error.message}; the answer does without earlier runs")
+
+
+def _inspect(data: Path, model: str) -> DataReport:
+    # Starting processes takes time to import, and most questions come without data.
+    from planner.data_inspection import inspect_data
+
+    return inspect_data(data, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How an answer gets at what is outside of it; a server gives less than a command of the user."""
+
+    resolve: Resolve = resolve_model
+    inspect: Inspect = _inspect
+    experience: Callable[[], Experience] = own_experience
+    tracing: Tracing | None = untold
+    """None: nothing is traced."""
+
+
+FULL_ACCESS = Access()
 
 
 def following(recipe: "Recipe", own: Wishes) -> Wishes:
@@ -104,37 +142,25 @@ def refuse_several(num_gpus: int) -> None:
         )
 
 
-def request_for(model_name: str, card: Card, wishes: Wishes, inspect: Inspect | None = None) -> Request:
+def request_for(model_name: str, card: Card, wishes: Wishes, access: Access = FULL_ACCESS) -> Request:
     """The question to the planner. Raises UnknownModelError, ConfigError or DataError."""
-    from profiles.model_catalog import resolve_model
-
     knobs = pinned_knobs(wishes)
     method = knobs.pop("method", wishes.method)
     if method == "full" and "lora" in knobs:
         raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
-    model = resolve_model(model_name).profile
+    model = access.resolve(model_name).profile
     return Request(
         model=model,
         gpu=card.gpu,
         method=method,
         effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
         knobs=knobs,
-        lengths=_lengths(wishes.data, loadable_name(model, model_name), inspect) if wishes.data else None,
+        lengths=_lengths(wishes.data, loadable_name(model, model_name), access.inspect) if wishes.data else None,
         free_bytes=card.free_bytes,
         model_name=model_name,
-        experience=own_experience(),
+        experience=access.experience(),
+        num_rows=wishes.rows,
     )
-
-
-def own_experience() -> Experience:
-    """What the runs in this machine's store have taught; where it cannot be read, nothing but that."""
-    from planner.run_store import StoreError, recall, store_path
-
-    path = store_path()
-    try:
-        return Experience(recall(path, newest=NEWEST)) if path else NO_EXPERIENCE
-    except StoreError as error:
-        return Experience(fault=f"{error.message}; the answer does without earlier runs")
 
 
 def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
@@ -154,10 +180,10 @@ def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
     return knobs
 
 
-def _lengths(data: Path, model: str, inspect: Inspect | None) -> DataLengths:
-    from planner.data_inspection import inspect_data, lengths_of
+def _lengths(data: Path, model: str, inspect: Inspect) -> DataLengths:
+    from planner.data_inspection import lengths_of
 
-    report = (inspect or inspect_data)(data, model)
+    report = inspect(data, model)
     if report.rejected:
         first = report.rejected[0]
         raise DataError(

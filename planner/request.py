@@ -23,9 +23,10 @@ class Request:
     """A question to the planner.
 
     `knobs` are the values that the user gave, named and nested as in a run file; none of them is ever changed.
-    `model_name` is how the user calls the model, if not by its Hub id. `free_bytes` is the live free memory of card or
-    machine, `experience` what earlier runs taught. Method auto means adapters on the least lossy base that fits; full
-    fine-tuning is only planned when asked for, and qlora means 4 bits unless `knobs` say int8.
+    `model_name` is how the user calls the model, if not by its Hub id. `free_bytes` is the live free memory of card
+    or machine, `experience` what earlier runs taught. `num_rows` are those of the data where the `lengths` are not
+    known. Method auto means adapters on the least lossy base that fits; full fine-tuning is only planned when asked
+    for, and qlora means 4 bits unless `knobs` say int8.
     """
 
     model: ModelProfile
@@ -37,6 +38,7 @@ class Request:
     free_bytes: int | None = None
     model_name: str | None = None
     experience: Experience = NO_EXPERIENCE
+    num_rows: int | None = None
 
     @property
     def loadable_name(self) -> str:

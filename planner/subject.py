@@ -4,12 +4,13 @@ from pathlib import Path
 
 from planner.prediction import OWN_TRAINER, Target, usual_config
 from planner.question import (
+    FULL_ACCESS,
+    Access,
     Card,
     Wishes,
     card_or_cpu,
     find_card,
     names_run_file,
-    own_experience,
     pinned_knobs,
     request_for,
 )
@@ -17,11 +18,10 @@ from planner.run_config import LoraKnobs, Method, RunConfig
 from planner.settings import with_knobs
 from profiles.errors import ConfigError, UnsupportedError
 from profiles.hub import download_config
-from profiles.model_catalog import resolve_model
 
 
 def configuration(
-    subject: str | RunConfig, gpu: str | None, wishes: Wishes, trainer: str = OWN_TRAINER
+    subject: str | RunConfig, gpu: str | None, wishes: Wishes, trainer: str = OWN_TRAINER, access: Access = FULL_ACCESS
 ) -> tuple[RunConfig, Target]:
     """The configuration that `subject` means, and where it runs: a run file, what one holds, or a model.
 
@@ -31,13 +31,15 @@ def configuration(
     written = _written(subject, wishes)
     if written is None:
         assert isinstance(subject, str)
-        return _of_model(subject, gpu, wishes, trainer)
+        return _of_model(subject, gpu, wishes, trainer, access)
     card = find_card(gpu or written.gpu or "cpu")
     config = with_knobs(written, pinned_knobs(wishes))
     try:
-        model = resolve_model(config.model).profile
-        return config, Target(model, card.gpu, card.free_bytes, trainer, experience=own_experience())
+        model = access.resolve(config.model).profile
+        return config, Target(model, card.gpu, card.free_bytes, trainer, experience=access.experience())
     except UnsupportedError as error:
+        if access.tracing is None:
+            raise
         return config, _undescribed(config.model, card, trainer, error)
 
 
@@ -63,11 +65,13 @@ def _written(subject: str | RunConfig, wishes: Wishes) -> RunConfig | None:
     return read_run_file(Path(subject))
 
 
-def _of_model(name: str, gpu: str | None, wishes: Wishes, trainer: str) -> tuple[RunConfig, Target]:
+def _of_model(name: str, gpu: str | None, wishes: Wishes, trainer: str, access: Access) -> tuple[RunConfig, Target]:
     card = card_or_cpu(gpu)
     try:
-        request = request_for(name, card, wishes)
+        request = request_for(name, card, wishes, access)
     except UnsupportedError as error:
+        if access.tracing is None:
+            raise
         config = with_knobs(_usual(name, card, wishes), pinned_knobs(wishes))
         return config, _undescribed(name, card, trainer, error)
     target = Target(request.model, request.gpu, request.free_bytes, trainer, experience=request.experience)

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from planner.common_cards import COMMON_CARDS, ask_common_cards, cheapest
 from planner.planning import Plan, make_plan
-from planner.prediction import OWN_TRAINER, Prediction, Tracing, predict_either_way
-from planner.question import Inspect, Wishes, card_or_cpu, find_card, following, own_card, request_for
+from planner.prediction import OWN_TRAINER, Prediction, predict, predict_either_way
+from planner.question import FULL_ACCESS, Access, Wishes, card_or_cpu, find_card, following, own_card, request_for
 from planner.request import Request, RequestedMethod
 from planner.run_config import Objective, RunConfig
 from planner.subject import configuration
@@ -36,6 +36,10 @@ Rank = Annotated[int | None, Field(gt=0, description="Rank of the adapter.")]
 BatchSize = Annotated[int | None, Field(gt=0, description="Examples of one optimizer step.")]
 RecipeName = Annotated[str | None, Field(description="Begin with published settings; the others change them.")]
 TrainerName = Annotated[str, Field(description="Whose training step: fitune, trl, transformers, axolotl, ...")]
+DataFile = Annotated[
+    str | Path | None, Field(description="Training data; the lengths of its rows decide max_length, time and padding.")
+]
+Rows = Annotated[int | None, Field(gt=0, description="Rows of the data, for time and cost where there is no file yet.")]
 Knobs = Annotated[
     Mapping[str, Any] | None, Field(description='Any knobs of the run file, nested as there: {"lora": {"r": 8}}.')
 ]
@@ -50,8 +54,10 @@ def can(
     max_length: Length = None,
     lora_r: Rank = None,
     batch_size: BatchSize = None,
-    data: str | Path | None = None,
+    data: DataFile = None,
+    rows: Rows = None,
     knobs: Knobs = None,
+    access: Access = FULL_ACCESS,
 ) -> Plan:
     """Whether `model` can be fine-tuned on `gpu`, and how.
 
@@ -65,11 +71,13 @@ def can(
     >>> planner.can("70b", "t4").verdict
     'no'
 
+    `access` is for servers, which may not read all that their users name.
+
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, batch_size, data, knobs)
-    return answer(model, gpu, wishes)
+    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows)
+    return answer(model, gpu, wishes, access)
 
 
 def plan(
@@ -82,8 +90,10 @@ def plan(
     max_length: Length = None,
     lora_r: Rank = None,
     batch_size: BatchSize = None,
-    data: str | Path | None = None,
+    data: DataFile = None,
+    rows: Rows = None,
     knobs: Knobs = None,
+    access: Access = FULL_ACCESS,
 ) -> Plan:
     """The best configuration of `model` that fits `gpu`, what could be traded, and why the others lost.
 
@@ -102,8 +112,8 @@ def plan(
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, batch_size, data, knobs)
-    return make_plan(planned_request(model, gpu, replace(wishes, recipe=recipe)))
+    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows)
+    return make_plan(planned_request(model, gpu, replace(wishes, recipe=recipe), access))
 
 
 def estimate(
@@ -117,6 +127,7 @@ def estimate(
     knobs: Knobs = None,
     trainer: TrainerName = OWN_TRAINER,
     exact: Annotated[bool, Field(description="Trace the step itself; takes seconds and the train extra.")] = False,
+    access: Access = FULL_ACCESS,
 ) -> Prediction:
     """The memory and the speed of one configuration: that of a run file, or the usual one of a model.
 
@@ -133,41 +144,41 @@ def estimate(
         profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.
         profiles.errors.EnvironmentFault: a trace without the packages of the `train` extra.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, None, None, knobs)
-    return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact)
+    wishes = _wishes(method, objective, max_length, lora_r, knobs)
+    return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact, access)
 
 
-def answer(model: str, gpu: str | None, wishes: Wishes, inspect: Inspect | None = None) -> Plan:
-    """`can` with its wishes as one object, and another way to read data."""
+def answer(model: str, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS) -> Plan:
+    """`can` with its wishes as one object."""
     card = find_card(gpu) if gpu else own_card()
     if card is not None:
-        return make_plan(request_for(model, card, wishes, inspect))
-    request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, inspect)
+        return make_plan(request_for(model, card, wishes, access))
+    request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, access)
     answers = ask_common_cards(request)
     return replace(make_plan(replace(request, gpu=cheapest(answers).gpu)), cards=answers)
 
 
-def planned_request(model: str | None, gpu: str | None, wishes: Wishes, inspect: Inspect | None = None) -> Request:
+def planned_request(model: str | None, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS) -> Request:
     """The question of a plan, filled up by the recipe that `wishes` name."""
     if wishes.recipe is not None:
         from profiles.recipe import find_recipe
 
         recipe = find_recipe(wishes.recipe)
         card = card_or_cpu(gpu or recipe.gpu)
-        return request_for(model or recipe.model, card, following(recipe, wishes), inspect)
+        return request_for(model or recipe.model, card, following(recipe, wishes), access)
     if model is None:
         raise ConfigError("a plan is for a MODEL, and none is named", hint="name one, or a --recipe that has one")
-    return request_for(model, card_or_cpu(gpu), wishes, inspect)
+    return request_for(model, card_or_cpu(gpu), wishes, access)
 
 
 def predicted(
-    subject: str | RunConfig, gpu: str | None, wishes: Wishes, trainer: str, exact: bool, tracing: Tracing | None = None
+    subject: str | RunConfig, gpu: str | None, wishes: Wishes, trainer: str, exact: bool, access: Access = FULL_ACCESS
 ) -> Prediction:
-    """`estimate` with its wishes as one object, and something to surround a trace."""
-    config, target = configuration(subject, gpu, wishes, trainer)
-    if tracing is None:
-        return predict_either_way(config, target, exact=exact)
-    return predict_either_way(config, target, exact=exact, tracing=tracing)
+    """`estimate` with its wishes as one object."""
+    config, target = configuration(subject, gpu, wishes, trainer, access)
+    if access.tracing is None:
+        return predict(config, target)
+    return predict_either_way(config, target, exact=exact, tracing=access.tracing)
 
 
 def _wishes(
@@ -175,9 +186,10 @@ def _wishes(
     objective: Objective | None,
     max_length: int | None,
     lora_r: int | None,
-    batch_size: int | None,
-    data: str | Path | None,
     knobs: Mapping[str, Any] | None,
+    batch_size: int | None = None,
+    data: str | Path | None = None,
+    rows: int | None = None,
 ) -> Wishes:
     return Wishes(
         method=method,
@@ -187,4 +199,5 @@ def _wishes(
         knobs=knobs or {},
         data=Path(data) if data is not None else None,
         objective=objective,
+        rows=rows,
     )

@@ -42,15 +42,21 @@ class ResolvedModel:
     reference: ReferenceShape | None = None
 
 
-def resolve_model(name: str) -> ResolvedModel:
+def resolve_model(name: str, *, folders: bool = True, hub: bool = True) -> ResolvedModel:
     """The model that a user means: a folder with config.json, a catalogued name, a bare size, or else a Hub id.
 
-    Only a Hub id that is not in the catalog is looked up on the network. Raises UnknownModelError.
+    Only a Hub id that is not in the catalog is looked up on the network. Without `folders` no folder of this machine is
+    looked at, without `hub` no network is used. Raises UnknownModelError.
     """
-    folder = Path(name).expanduser()
-    if (folder / CONFIG_NAME).is_file() or name.startswith(("/", "./", "../", "~")):
+    path_like = name.startswith(("/", "./", "../", "~"))
+    if path_like and not folders:
+        raise UnknownModelError("folders of this machine are not read here", hint="name a model of the catalog")
+    folder = Path(name).expanduser() if folders else None
+    if folder is not None and (path_like or (folder / CONFIG_NAME).is_file()):
         return ResolvedModel(read_model_folder(folder), "folder")
     if name.count("/") == 1 and _named_model(name) is None:
+        if not hub:
+            raise UnknownModelError(f"no model of the catalog is called {name!r}", hint="the Hub is not asked here")
         return ResolvedModel(read_hub_model(name), "hub")
     return ResolvedModel(find_model(name), "catalog", reference_shape(name))
 

@@ -23,7 +23,7 @@ PLANNER_LAYERS = (
     ("work", "speed_rates", "speed"),
     ("experience",),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
-    ("traced", "prediction", "what_if", "planning", "common_cards", "contribution"),
+    ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),
     ("data_report", "data_inspection", "data_limits", "doctor"),
     ("settings", "question", "subject", "verbs"),
     ("report",),

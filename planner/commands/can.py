@@ -12,9 +12,10 @@ from planner.commands.options import (
     Model,
     NumGpus,
     ObjectiveChoice,
+    Rows,
     Settings,
 )
-from planner.commands.reading import inspect_with_bar
+from planner.commands.terminal import TERMINAL
 from planner.planning import Plan
 from planner.question import Wishes, refuse_several
 from planner.report.document import print_json
@@ -33,6 +34,7 @@ def can(
     lora_r: LoraR = None,
     batch_size: BatchSize = None,
     data: Data = None,
+    rows: Rows = None,
     settings: Settings = None,
     json: Json = False,
 ) -> int:
@@ -49,8 +51,8 @@ def can(
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
     refuse_several(num_gpus)
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective)
-    plan = answer(model, gpu, wishes, inspect_with_bar)
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, rows=rows)
+    plan = answer(model, gpu, wishes, TERMINAL)
     if json:
         print_json(plan_document(plan))
     else:

@@ -8,7 +8,7 @@ import typer
 from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, ObjectiveChoice, Plot, Settings, Trainer
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
-from planner.commands.tracing import tracing
+from planner.commands.terminal import TERMINAL
 from planner.prediction import OWN_TRAINER, Prediction
 from planner.question import Wishes, names_run_file
 from planner.report.document import print_json
@@ -65,7 +65,7 @@ def estimate(
     wishes = Wishes(method, max_length, lora_r, knobs=knobs_in(settings or ()), objective=objective)
     check_plot(plot)
     card = gpu if names_run_file(subject) else card_or_told(gpu)
-    prediction = predicted(subject, card, wishes, trainer, exact, tracing)
+    prediction = predicted(subject, card, wishes, trainer, exact, TERMINAL)
     write_plot(prediction, plot)
     # What each knob would change is a question of many estimates: too many for a trace.
     effects = explain and prediction.by == "closed form"

@@ -14,7 +14,7 @@ import typer
 
 from planner.commands.options import Json
 from planner.commands.runs import last_record
-from planner.commands.tracing import tracing
+from planner.commands.terminal import tracing
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
 from planner.question import Card, find_card, own_experience

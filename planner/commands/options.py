@@ -121,6 +121,12 @@ BatchSize = Annotated[
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="FILE", help="Training data, for the lengths of its rows.")
 ]
+Rows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows", metavar="N", help="Rows of data, for time and cost before there is a file.", callback=_at_least_one
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KNOB=VALUE", help="Pin a knob of the run file, e.g. lora.r=8; repeatable."),

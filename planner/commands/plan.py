@@ -21,11 +21,12 @@ from planner.commands.options import (
     OptionalModel,
     Plot,
     RecipeName,
+    Rows,
     Settings,
 )
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
-from planner.commands.reading import inspect_with_bar
+from planner.commands.terminal import TERMINAL
 from planner.planning import Plan, make_plan
 from planner.question import Wishes, refuse_several
 from planner.report.document import print_json
@@ -48,6 +49,7 @@ def plan(
     lora_r: LoraR = None,
     batch_size: BatchSize = None,
     data: Data = None,
+    rows: Rows = None,
     settings: Settings = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="RUN_FILE", help="Write the configuration here.")
@@ -74,9 +76,9 @@ def plan(
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
     check_plot(plot)
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, recipe)
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, recipe, rows)
     card = gpu if recipe or model is None else card_or_told(gpu)
-    found = make_plan(planned_request(model, card, wishes, inspect_with_bar))
+    found = make_plan(planned_request(model, card, wishes, TERMINAL))
     if output is not None and found.config is not None:
         _write(found, found.config, output)
     write_plot(found, plot)

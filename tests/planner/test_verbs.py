@@ -11,10 +11,13 @@ import planner
 from planner import verbs
 from planner.cli import main
 from planner.data_lengths import DataLengths
+from planner.experience import Experience
+from planner.question import Access
 from planner.report.plan_document import plan_document, prediction_document
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
-from profiles.errors import ConfigError, InputError, UnknownGpuError
+from profiles.errors import ConfigError, InputError, UnknownGpuError, UnknownModelError, UnsupportedError
+from profiles.model_catalog import resolve_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +102,8 @@ def test_each_parameter_says_what_it_is(verb):
     silent = [
         name
         for name, parameter in signature(verb).parameters.items()
-        if name != "data" and not any(getattr(note, "description", None) for note in parameter.annotation.__metadata__)
+        if name != "access"
+        and not any(getattr(note, "description", None) for note in parameter.annotation.__metadata__)
     ]
     assert silent == []
 
@@ -108,3 +112,28 @@ def test_lengths_come_from_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("planner.question._lengths", lambda *_: DataLengths.of([300] * 100))
     answer = planner.plan("7b", "t4", data=tmp_path / "rows.jsonl")
     assert (answer.config.max_length, answer.cost.num_steps) == (320, 7)
+
+
+def test_time_and_cost_follow_from_the_number_of_rows():
+    answer = planner.can("7b", "a100-80gb", rows=52_000, knobs={"num_train_epochs": 3})
+    assert answer.cost.num_steps == 52_000 // 16 * 3
+    assert answer.cost.usd == pytest.approx(answer.cost.seconds / 3600 * answer.request.gpu.price.median_usd_per_hour)
+    assert planner.can("7b", "a100-80gb").cost is None
+
+
+NOTHING = Access(
+    resolve=lambda name: resolve_model(name, folders=False, hub=False), experience=Experience, tracing=None
+)
+
+
+def test_a_server_may_close_folders_and_traces(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    assert planner.can("gpt2", "t4", access=NOTHING).config.model == "openai-community/gpt2"
+    with pytest.raises(UnknownModelError, match="folders of this machine are not read"):
+        planner.can("./gpt2", "t4", access=NOTHING)
+    with pytest.raises(UnknownModelError, match="no model of the catalog is called 'no/body'"):
+        planner.can("no/body", "t4", access=NOTHING)
+    with pytest.raises(UnsupportedError, match="the closed form"):
+        planner.estimate("7b", "t4", knobs={"method": "peft", "peft": {"type": "OFT"}}, access=NOTHING)

@@ -1,9 +1,11 @@
-"""A data file, read with a bar on the terminal, and a word on lengths that had to be guessed."""
+"""What a terminal shows while an answer reads a data file or traces a step."""
 
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from planner.data_report import DataReport
+from planner.question import Access
 
 
 def inspect_with_bar(data: Path, model: str) -> DataReport:
@@ -17,3 +19,15 @@ def inspect_with_bar(data: Path, model: str) -> DataReport:
     if note and not report.rejected:
         sys.stderr.write(f"note: {note}\n")
     return report
+
+
+def tracing(why: str | None) -> AbstractContextManager[None]:
+    """A sign of life on stderr, below a word on why there is a trace that nobody asked for."""
+    from planner.report.progress import busy
+
+    if why:
+        sys.stderr.write(f"note: {why}; tracing the step instead\n")
+    return busy("tracing the step on fake tensors")
+
+
+TERMINAL = Access(inspect=inspect_with_bar, tracing=tracing)
