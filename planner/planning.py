@@ -19,6 +19,7 @@ from planner.units import format_bytes
 from planner.verdict import Verdict
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.model_catalog import reference_shape
+from profiles.residuals import Evidence, residuals
 
 if TYPE_CHECKING:
     from planner.picture.shapes import Picture
@@ -61,6 +62,7 @@ class Plan:
     speed: SpeedEstimate | None
     tokens_per_second: float | None
     lesson: Lesson
+    evidence: Evidence | None
     cost: Cost | None
     alternatives: tuple[Candidate, ...]
     losers: tuple[Loser, ...]
@@ -104,6 +106,7 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         speed=shown.speed,
         tokens_per_second=shown.tokens_per_second,
         lesson=request.experience.lesson(request.gpu, shown.config),
+        evidence=residuals().evidence(request.gpu, shown.config.method) if request.gpu else None,
         cost=run_cost(request, best) if best else None,
         alternatives=result.alternatives,
         losers=result.losers,

@@ -19,6 +19,7 @@ from planner.verdict import Verdict, usable_bytes, verdict
 from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
+from profiles.residuals import Evidence, residuals
 
 if TYPE_CHECKING:
     from planner.picture.shapes import Picture
@@ -72,6 +73,11 @@ class Prediction:
     speed: SpeedEstimate | None
     lesson: Lesson = NO_LESSON
     by: Literal["closed form", "trace"] = "closed form"
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What was measured that is near to this; None for a CPU, where all live tensors are counted by tests."""
+        return residuals().evidence(self.target.gpu, self.config.method) if self.target.gpu else None
 
     @property
     def picture(self) -> "Picture":

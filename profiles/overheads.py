@@ -110,7 +110,6 @@ class Slack(_Facts):
     eager: float = Field(ge=0, description="where the scores are materialized")
     idle: float = Field(ge=0, description="where the optimizer step is the peak and activations are only cached")
     low: float = Field(ge=0, description="least seen")
-    high: float = Field(ge=0, description="most seen at fixed length")
     source: str
 
 

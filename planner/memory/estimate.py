@@ -44,9 +44,9 @@ class MemoryEstimate:
 
     `phases` maps each phase to its peak of allocated memory, `binding_phase` is the largest. `reserved_bytes` is what
     torch's caching allocator takes for that, `process_bytes` what nvidia-smi shows. `interval_bytes` is where the
-    process memory of a measured run is expected. `learned_bytes` of the process are no part of the formulas: earlier
-    runs took so much more, or less. `explain` tells what is alive at the peak of a phase; a trace only knows that of
-    the largest.
+    process memory of a measured run is expected. `activation_bytes` are what the allocator hands out and takes back in
+    a step. `learned_bytes` of the process are no part of the formulas: earlier runs took so much more, or less.
+    `explain` tells what is alive at the peak of a phase; a trace only knows that of the largest.
     """
 
     phases: dict[Phase, int]
@@ -56,6 +56,7 @@ class MemoryEstimate:
     process_bytes: int
     interval_bytes: tuple[int, int]
     explain: Callable[[Phase], tuple[Component, ...]] = field(repr=False, compare=False)
+    activation_bytes: int = 0
     learned_bytes: int = 0
 
     @property
@@ -105,6 +106,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         reserved_bytes=process.reserved_bytes,
         process_bytes=process.process_bytes,
         interval_bytes=process.interval_bytes,
+        activation_bytes=activations,
         explain=explain,
     )
 

@@ -6,6 +6,7 @@ from planner.step import StepSpec
 from planner.units import MIB
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
+from profiles.residuals import AttentionKind, Residuals, residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +19,43 @@ class ProcessMemory:
 
 
 def process_memory(
-    allocated_bytes: int, activation_bytes: int, at_optimizer_step: bool, step: StepSpec, gpu: GpuProfile | None
+    allocated_bytes: int,
+    activation_bytes: int,
+    at_optimizer_step: bool,
+    step: StepSpec,
+    gpu: GpuProfile | None,
+    spreads: Residuals | None = None,
 ) -> ProcessMemory:
     """allocated + slack x activations + context, and buffers of NCCL where cards talk to each other.
 
+    The range reaches as far up as measured runs lay above that (`spreads`).
+
     The low end is the least that can work: when the card is full, the allocator gives back cached blocks and tries
     again. On a CPU torch has no caching allocator, so all figures are the allocated bytes.
-    Source and spread: `profiles/overheads.toml`, [slack] and [context].
+    Source and spread: `profiles/overheads.toml`, [slack] and [context], and `profiles/residuals.toml`.
     """
     if gpu is None:
         return ProcessMemory(allocated_bytes, allocated_bytes, (allocated_bytes, allocated_bytes))
     slack = overheads().slack
-    typical = slack.idle if at_optimizer_step else slack.eager if step.attention in ("eager", "math") else slack.typical
+    kind = attention_kind(step)
+    typical = slack.idle if at_optimizer_step else slack.eager if kind == "eager" else slack.typical
+    above = (spreads or residuals()).highest(gpu, method_of_step(step), kind)
     reserved, low, high = (
-        allocated_bytes + round(share * activation_bytes) for share in (typical, slack.low, max(slack.high, typical))
+        allocated_bytes + round(share * activation_bytes) for share in (typical, slack.low, typical + above)
     )
     context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
     return ProcessMemory(reserved, reserved + context, (low + context, high + context))
+
+
+def attention_kind(step: StepSpec) -> AttentionKind:
+    """Whether the scores of attention are materialized."""
+    return "eager" if step.attention in ("eager", "math") else "fused"
+
+
+def method_of_step(step: StepSpec) -> str:
+    """The method as runs were measured by it: full, lora, qlora or peft."""
+    if step.adapter is None:
+        return "full"
+    if step.adapter.peft_type != "LORA":
+        return "peft"
+    return "qlora" if step.quantization else "lora"

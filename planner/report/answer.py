@@ -16,6 +16,7 @@ from planner.verdict import Verdict
 from profiles.build_architecture import architecture
 from profiles.gpu import GpuProfile
 from profiles.parameter_counts import parameter_counts
+from profiles.residuals import Evidence
 
 WORDS: dict[Verdict, tuple[str, str]] = {
     "fits": ("Yes", "bold green"),
@@ -47,7 +48,8 @@ def print_answer(console: Console, plan: Plan) -> None:
     print_verdict(console, plan)
     console.print()
     if plan.config is not None:
-        print_facts(console, setting_facts(plan.config, plan.tokens_per_second, plan.cost))
+        facts = setting_facts(plan.config, plan.tokens_per_second, plan.cost)
+        print_facts(console, facts + evidence_facts(plan.evidence))
         console.print()
     print_memory_bar(console, plan.estimate, plan.usable_bytes)
     print_nearest(console, plan)
@@ -108,6 +110,11 @@ def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost
     if cost is not None:
         facts.append(("your data", _cost(cost)))
     return facts
+
+
+def evidence_facts(evidence: Evidence | None) -> list[tuple[str, str]]:
+    """What the figures rest on beside the formulas, if they are of a card."""
+    return [("evidence", evidence.words)] if evidence else []
 
 
 def method_words(config: RunConfig) -> str:

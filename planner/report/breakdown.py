@@ -8,7 +8,7 @@ from rich.text import Text
 
 from planner.memory.estimate import MemoryEstimate, Phase
 from planner.prediction import Prediction
-from planner.report.answer import WORDS, gpu_words, method_words, print_facts, setting_facts, size_words
+from planner.report.answer import WORDS, evidence_facts, gpu_words, method_words, print_facts, setting_facts, size_words
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
@@ -29,7 +29,9 @@ def print_breakdown(console: Console, prediction: Prediction, *, explain: bool) 
     memory = prediction.estimate
     print_prediction(console, prediction)
     console.print()
-    print_facts(console, setting_facts(prediction.config, _pace(prediction), None))
+    print_facts(
+        console, setting_facts(prediction.config, _pace(prediction), None) + evidence_facts(prediction.evidence)
+    )
     console.print()
     print_memory_bar(console, memory, prediction.usable_bytes)
     console.print("\nPeak of each phase, live tensors:")

@@ -46,6 +46,7 @@ def prediction_document(prediction: Prediction) -> Document:
         "trainer": target.trainer,
         "config": prediction.config.model_dump(mode="json"),
         "tokens_per_second": prediction.speed.tokens_per_second if prediction.speed else None,
+        "evidence": asdict(prediction.evidence) if prediction.evidence else None,
         "experience": asdict(prediction.lesson),
     }
 
@@ -61,6 +62,7 @@ def plan_document(plan: Plan) -> Document:
         "config": plan.config.model_dump(mode="json") if plan.config else None,
         "estimate": estimate_document(plan.estimate, model.hf_id, gpu, plan.usable_bytes, plan.verdict),
         "tokens_per_second": plan.tokens_per_second,
+        "evidence": asdict(plan.evidence) if plan.evidence else None,
         "experience": asdict(plan.lesson),
         "cost": asdict(cost) if cost else None,
         "alternatives": [_candidate(candidate) for candidate in plan.alternatives],

@@ -1,0 +1,294 @@
+"""The spread of measured reserved memory around the closed form, and how often a range made of it held.
+
+python -m calibration.residuals [--write] [--json]
+
+From the published runs of one card that state everything (grade A) and publish reserved memory. Rows of a nearly full
+card (grade B) are left out of the fit, because there the allocator holds what pressure leaves it, and kept in the
+check.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist, fmean, median, stdev
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calibration.measured_runs import MeasuredRun, read_runs
+from calibration.measured_step import question
+from planner.common_cards import COMMON_CARDS
+from planner.memory.estimate import MemoryEstimate, estimate
+from planner.memory.reserved import attention_kind, process_memory
+from planner.step import StepSpec
+from planner.verdict import Verdict
+from profiles.errors import InputError
+from profiles.gpu import GpuProfile
+from profiles.gpu_catalog import find_gpu
+from profiles.residuals import ANY, RESIDUALS_FILE, AttentionKind, MeasuredCard, Residuals, Spread, residuals
+
+RUNS = Path(__file__).parent / "truth" / "runs.csv"
+CONFIDENCE = 0.99
+FEWEST = 10
+"""Runs of a method below which it takes the spread of all methods."""
+
+DIGITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A measured run, the step that it took on its card, and what is predicted for it."""
+
+    run: MeasuredRun
+    step: StepSpec
+    gpu: GpuProfile
+    memory: MemoryEstimate
+
+    @property
+    def share(self) -> float | None:
+        """Measured less predicted reserved memory over the activations; None where it was not measured."""
+        if self.run.reserved_bytes is None:
+            return None
+        return (self.run.reserved_bytes - self.memory.reserved_bytes) / self.memory.activation_bytes
+
+    @property
+    def attention(self) -> AttentionKind:
+        """The kind of attention that it ran with."""
+        return attention_kind(self.step)
+
+    def range_with(self, spreads: Residuals, gpu: GpuProfile | None = None) -> tuple[int, int]:
+        """Where the process is expected with these `spreads`, on its card or on another one."""
+        at_step = self.memory.binding_phase == "step"
+        found = process_memory(
+            self.memory.allocated_bytes, self.memory.activation_bytes, at_step, self.step, gpu or self.gpu, spreads
+        )
+        return found.interval_bytes
+
+
+def predicted_runs(runs: Iterable[MeasuredRun]) -> list[Predicted]:
+    """Those runs that the closed form describes."""
+    found = []
+    for run in runs:
+        try:
+            model, step, gpu = question(run)
+            found.append(Predicted(run, step, gpu, estimate(model, step, gpu)))
+        except InputError:
+            continue
+    return found
+
+
+def fitted(runs: Sequence[Predicted]) -> Residuals:
+    """The spreads of those of `runs` that publish reserved memory and are not of several cards or a nearly full one."""
+    alone = [one for one in runs if one.run.num_gpus == 1]
+    used = [one for one in alone if one.share is not None and one.run.grade == "A"]
+    spreads = []
+    for attention in get_args(AttentionKind):
+        alike = [one for one in used if one.attention == attention]
+        for method in (ANY, *sorted({one.run.method for one in alike})):
+            of_method = [one for one in alike if method in (ANY, one.run.method)]
+            if len(of_method) >= (2 if method == ANY else FEWEST):
+                spreads.append(_spread(method, attention, of_method))
+    return Residuals(source="", unmeasured=_between_cards(used), spreads=tuple(spreads), cards=_cards(alone))
+
+
+def _spread(method: str, attention: AttentionKind, runs: Sequence[Predicted]) -> Spread:
+    """The larger of the largest residual seen and of what the next run stays below with 99 % confidence.
+
+    The latter is the prediction interval of a normal variable of which mean and deviation are only known from these
+    runs: mean + t deviation sqrt(1 + 1 / n).
+    """
+    shares = [one.share for one in runs if one.share is not None]
+    reach = student_t(CONFIDENCE, len(shares) - 1) * stdev(shares) * math.sqrt(1 + 1 / len(shares))
+    return Spread(
+        method=method,
+        attention=attention,
+        high=round(max(*shares, fmean(shares) + reach), DIGITS),
+        runs=len(shares),
+        groups=tuple(sorted({one.run.harness for one in runs})),
+    )
+
+
+def student_t(confidence: float, freedom: int) -> float:
+    """The quantile of Student's t, by the expansion in 1 / freedom (Abramowitz and Stegun 26.7.5).
+
+    Within 1 % of the tables from 3 degrees of freedom on at 99 %.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
+
+
+def _between_cards(runs: Sequence[Predicted]) -> float:
+    """The largest difference between the middles of cards with fused attention: what another card may add."""
+    fused = [one for one in runs if one.attention == "fused"]
+    cards = {one.run.gpu for one in fused}
+    middles = [median(one.share for one in fused if one.run.gpu == card and one.share is not None) for card in cards]
+    return round(max(middles) - min(middles), DIGITS) if middles else 0.0
+
+
+def _cards(runs: Sequence[Predicted]) -> tuple[MeasuredCard, ...]:
+    """The cards on which something was measured, by method."""
+    ran = [one for one in runs if one.run.fits == "yes"]
+    found = []
+    for gpu in sorted({one.gpu.name: one.gpu for one in ran}.values(), key=lambda gpu: gpu.name):
+        methods = [one.run.method for one in ran if one.gpu.name == gpu.name]
+        assert gpu.compute_capability is not None
+        counts = {method: methods.count(method) for method in sorted(set(methods))}
+        found.append(MeasuredCard(name=gpu.name, compute_capability=gpu.compute_capability, runs=counts))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How a range held for some runs when it was made of all others.
+
+    `inside` and `below` are shares of the runs with reserved memory: within the range, and not above its high end.
+    `pairs` are these runs and the common cards: of those called fits, how many have room for what was measured, and of
+    those called no, how many have not. `out_of_memory` counts verdicts of runs that ran out.
+    """
+
+    group: str
+    runs: int
+    inside: float
+    below: float
+    called_fits: int
+    had_room: int
+    called_no: int
+    had_none: int
+    out_of_memory: dict[Verdict, int]
+
+
+def coverage(runs: Sequence[Predicted], group_of: Callable[[Predicted], str]) -> list[Coverage]:
+    """One line for each group, predicted with the spreads of the others, and last one for all of them together."""
+    groups = sorted({group_of(one) for one in runs})
+    ranges: dict[str, Residuals] = {group: fitted([one for one in runs if group_of(one) != group]) for group in groups}
+    lines = [_coverage(group, [one for one in runs if group_of(one) == group], ranges, group_of) for group in groups]
+    return [*lines, _coverage("all", runs, ranges, group_of)]
+
+
+def _coverage(
+    name: str, runs: Sequence[Predicted], ranges: dict[str, Residuals], group_of: Callable[[Predicted], str]
+) -> Coverage:
+    measured = [one for one in runs if one.run.reserved_bytes is not None]
+    inside = below = called_fits = had_room = called_no = had_none = 0
+    for one in measured:
+        assert one.run.reserved_bytes is not None
+        spreads = ranges[group_of(one)]
+        low, high = one.range_with(spreads)
+        process = one.run.reserved_bytes + one.gpu.context_bytes
+        inside += low <= process <= high
+        below += process <= high
+        for gpu in map(find_gpu, COMMON_CARDS):
+            said = _verdict(one.range_with(spreads, gpu), gpu.memory_bytes)
+            room = one.run.reserved_bytes + gpu.context_bytes <= gpu.memory_bytes
+            called_fits += said == "fits"
+            had_room += said == "fits" and room
+            called_no += said == "no"
+            had_none += said == "no" and not room
+    failed = [one for one in runs if one.run.fits == "no"]
+    verdicts = [_verdict(one.range_with(ranges[group_of(one)]), one.gpu.memory_bytes) for one in failed]
+    counts: dict[Verdict, int] = {said: verdicts.count(said) for said in get_args(Verdict)}
+    total = max(len(measured), 1)
+    return Coverage(
+        name, len(measured), inside / total, below / total, called_fits, had_room, called_no, had_none, counts
+    )
+
+
+def _verdict(interval: tuple[int, int], usable: int) -> Verdict:
+    low, high = interval
+    return "fits" if high <= usable else "tight" if low <= usable else "no"
+
+
+def as_toml(found: Residuals) -> str:
+    """The text of residuals.toml."""
+    lines = [
+        "# Made by `python -m calibration.residuals --write`; nothing here is written by hand.",
+        "# How far a run may lie above the reserved memory that the closed form says, in shares of its activations:",
+        f"# the larger of the most seen and of what the next run stays below with {CONFIDENCE:.0%} confidence.",
+        f"source = {json.dumps(found.source)}",
+        f"unmeasured = {found.unmeasured}  # largest difference between the middles of cards",
+    ]
+    for spread in found.spreads:
+        lines += ["", "[[spreads]]", *(f"{key} = {json.dumps(value)}" for key, value in spread.model_dump().items())]
+    for card in found.cards:
+        facts = card.model_dump(exclude={"runs"})
+        counts = ", ".join(f"{method} = {count}" for method, count in card.runs.items())
+        lines += ["", "[[cards]]", *(f"{key} = {json.dumps(value)}" for key, value in facts.items())]
+        lines.append(f"runs = {{ {counts} }}")
+    return "\n".join(lines) + "\n"
+
+
+def now_fitted() -> tuple[list[Predicted], Residuals]:
+    """The shipped runs and what they come to with the formulas of now."""
+    runs = predicted_runs(read_runs(RUNS))
+    found = fitted(runs)
+    used = sum(spread.runs for spread in found.spreads if spread.method == ANY)
+    source = f"calibration/truth/runs.csv: {used} runs on one card that publish reserved memory"
+    return runs, found.model_copy(update={"source": source})
+
+
+GROUPINGS: dict[str, Callable[[Predicted], str]] = {
+    "who measured": lambda one: one.run.harness,
+    "card": lambda one: one.gpu.name,
+    "method": lambda one: one.run.method,
+}
+
+
+def main(
+    write: Annotated[bool, typer.Option("--write", help="Write profiles/residuals.toml.")] = False,
+    as_data: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the spread of measured runs around the closed form, and how often a range made of other runs held."""
+    runs, found = now_fitted()
+    if write:
+        RESIDUALS_FILE.write_text(as_toml(found), "utf-8")
+    tables = {name: coverage(runs, group_of) for name, group_of in GROUPINGS.items()}
+    if as_data:
+        typer.echo(json.dumps({"residuals": found.model_dump(mode="json"), "coverage": _plain(tables)}, indent=1))
+        return
+    console = Console(width=120)
+    _print_spreads(console, found)
+    for name, lines in tables.items():
+        console.print(_coverage_table(name, lines))
+    if found != residuals():
+        console.print("profiles/residuals.toml is older than the formulas; --write remakes it")
+
+
+def _plain(tables: dict[str, list[Coverage]]) -> dict[str, list[dict[str, Any]]]:
+    return {name: [asdict(line) for line in lines] for name, lines in tables.items()}
+
+
+def _print_spreads(console: Console, found: Residuals) -> None:
+    table = Table("method", "attention", "runs", "at most", "measured by", title="Residuals, shares of activations")
+    for one in found.spreads:
+        texts = (one.method, one.attention, str(one.runs), f"{one.high:+.2f}", ", ".join(one.groups))
+        table.add_row(*texts)
+    console.print(table)
+    console.print(f"a card that was not measured: {found.unmeasured:.2f} more")
+
+
+def _coverage_table(name: str, lines: Sequence[Coverage]) -> Table:
+    table = Table(title=f"Each {name} predicted with the spreads of the others")
+    columns = ("left out", "runs", "in range", "below its end", "called fits", "had room", "called no", "had none")
+    for column in (*columns, "ran out: fits, tight, no"):
+        table.add_column(column, justify="left" if column == "left out" else "right")
+    for line in lines:
+        verdicts = ", ".join(str(line.out_of_memory[said]) for said in get_args(Verdict))
+        counts = (line.called_fits, line.had_room, line.called_no, line.had_none)
+        shares = (f"{line.inside:.0%}", f"{line.below:.0%}") if line.runs else ("-", "-")
+        table.add_row(line.group, str(line.runs), *shares, *map(str, counts), verdicts)
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,76 @@
+"""The ranges of the closed form are those that measured runs make now, and hold for runs that they were not made of."""
+
+import pytest
+
+from calibration.residuals import GROUPINGS, as_toml, coverage, fitted, now_fitted, student_t
+from planner.verdict import verdict
+from profiles.residuals import Residuals, residuals
+
+
+@pytest.fixture(scope="module")
+def now():
+    return now_fitted()
+
+
+def test_the_file_is_what_the_formulas_leave_now(now):
+    _, found = now
+    told = "run `python -m calibration.residuals --write`"
+    shipped = residuals()
+    assert [spread.method for spread in found.spreads] == [spread.method for spread in shipped.spreads], told
+    for one, other in zip(found.spreads, shipped.spreads, strict=True):
+        assert one.high == pytest.approx(other.high, abs=0.03), told
+        assert (one.runs, one.groups) == (other.runs, other.groups), told
+    assert found.unmeasured == pytest.approx(shipped.unmeasured, abs=0.03), told
+    assert found.cards == shipped.cards, told
+
+
+def test_the_file_reads_back():
+    import tomllib
+
+    assert Residuals.model_validate(tomllib.loads(as_toml(residuals()))) == residuals()
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_runs_that_the_ranges_were_not_made_of_had_room_where_they_are_called_fits(now, grouping):
+    runs, _ = now
+    *_, everything = coverage(runs, GROUPINGS[grouping])
+    assert everything.called_fits > 400
+    assert everything.had_room >= 0.99 * everything.called_fits
+    assert everything.had_none >= 0.95 * everything.called_no > 0
+    assert everything.below > 0.9
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_no_run_that_ran_out_of_memory_is_called_fits(now, grouping):
+    runs, _ = now
+    *_, everything = coverage(runs, GROUPINGS[grouping])
+    assert everything.out_of_memory["fits"] == 0
+    assert sum(everything.out_of_memory.values()) > 15
+
+
+def test_no_run_that_ran_is_called_no(now):
+    runs, _ = now
+    said = [verdict(one.memory, one.gpu.memory_bytes) for one in runs if one.run.fits == "yes"]
+    assert "no" not in said
+
+
+def test_a_range_reaches_at_least_to_the_most_that_was_seen(now):
+    runs, found = now
+    for one in runs:
+        if one.share is not None and one.run.grade == "A" and one.run.num_gpus == 1:
+            assert one.share <= found.spread(one.run.method, one.attention).high + 1e-3
+
+
+def test_fewer_runs_make_a_wider_range(now):
+    runs, _ = now
+    alike = [one for one in runs if one.run.method == "qlora" and one.attention == "fused" and one.share is not None]
+    middle = sorted(alike, key=lambda one: one.share)[len(alike) // 2 - 6 : len(alike) // 2 + 6]
+    few = sorted(middle, key=lambda one: one.share)[::5]
+    high_of = {len(runs): fitted(runs).spread("any", "fused").high for runs in (few, middle)}
+    spread_of_few = max(one.share for one in few) - min(one.share for one in few)
+    assert high_of[len(few)] > high_of[len(middle)] or spread_of_few == 0
+
+
+@pytest.mark.parametrize(("freedom", "table"), [(3, 4.541), (5, 3.365), (10, 2.764), (30, 2.457), (1000, 2.330)])
+def test_students_t_is_that_of_the_tables(freedom, table):
+    assert student_t(0.99, freedom) == pytest.approx(table, rel=0.01)
