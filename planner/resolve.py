@@ -1,5 +1,6 @@
 """From a run file to the step that a trainer makes of it on a card."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 from planner.adapter_cost import adapter_in_options
@@ -37,7 +38,7 @@ def step_of_network(
     autocast = AUTOCAST[config.mixed_precision]
     kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
     rows, seq_len = _batch_shape(config)
-    return StepSpec(
+    step = StepSpec(
         micro_batch=rows,
         seq_len=seq_len,
         weight_dtype=config.dtype,
@@ -62,6 +63,24 @@ def step_of_network(
         sharding=_sharding(config),
         device="cuda" if gpu else "cpu",
     )
+    return _as_held(step)
+
+
+def _as_held(step: StepSpec) -> StepSpec:
+    """`step` with its weights as the engine holds them.
+
+    Under mixed precision FSDP2 makes what learns float32 (accelerate 1.15 fsdp2_prepare_model). DeepSpeed casts the
+    whole model to the dtype of mixed precision and runs without autocast (`runtime/engine.py`
+    _configure_distributed_model).
+    """
+    if step.sharding is None or step.autocast is None:
+        return step
+    if step.sharding.engine == "fsdp" and step.adapter is None:
+        return replace(step, weight_dtype="float32")
+    if step.sharding.is_deepspeed:
+        adapter = step.adapter and replace(step.adapter, dtype=step.autocast)
+        return replace(step, weight_dtype=step.autocast, adapter=adapter, autocast=None)
+    return step
 
 
 def _sharding(config: RunConfig) -> Sharding | None:

@@ -9,14 +9,29 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from planner.communication import communicate
+from planner.memory.sharding import at_work
 from planner.run_config import DTYPE_BYTES, Dtype
 from planner.speed_rates import SpeedFacts, speed_facts
-from planner.step import StepSpec
+from planner.step import Sharding, StepSpec
 from planner.work import Work, count_work
 from profiles.gpu import GpuProfile
+from profiles.interconnect import links_of
 from profiles.model import ModelProfile
 
-Part = Literal["products", "attention", "memory traffic", "dequantization", "optimizer", "host link", "kernel launches"]
+Part = Literal[
+    "products",
+    "attention",
+    "memory traffic",
+    "dequantization",
+    "optimizer",
+    "host link",
+    "kernel launches",
+    "communication",
+]
+
+BACKWARD_SHARE = 2 / 3
+"""Of a micro-batch's time, which is left to hide the reduction of gradients behind; with checkpointing it is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +59,31 @@ class SpeedEstimate:
 
 
 def step_time(
-    model: ModelProfile, step: StepSpec, gpu: GpuProfile | None, accumulation: int = 1
+    model: ModelProfile,
+    step: StepSpec,
+    gpu: GpuProfile | None,
+    accumulation: int = 1,
+    network_bytes_per_s: float | None = None,
 ) -> SpeedEstimate | None:
     """The time of an optimizer step of `accumulation` micro-batches; None if the card's rates are not known.
+
+    Where several cards share the step, tokens are those of all, and what they send each other hides behind the work of
+    a micro-batch as far as that is long enough; `network_bytes_per_s` is the rate of one machine. No run on several
+    cards was compared but those of `tests/planner/test_communication.py`.
 
     Recomputation is counted for whole layers; torch stops before the last product of one, which saves up to 7 % of a
     step. There is no estimate for a CPU. On published A100 runs the error is 8 % (root mean square, see speed.toml);
     other cards were not compared.
     """
     facts = speed_facts()
-    pace = _pace(facts, step, gpu)
-    if pace is None:
+    whole, step = step, at_work(step)
+    pace = _pace(facts, step, gpu, whole.sharding)
+    if pace is None or gpu is None:
         return None
     work = count_work(model, step.adapter.targets if step.adapter else (), step.objective)
     micro: dict[Part, float] = {
         "products": _product_seconds(work, step, pace),
-        "attention": _attention_seconds(work, step, pace),
+        "attention": _attention_seconds(work, step, pace, whole.seq_len),
         "memory traffic": _traffic_bytes(work, step, facts) / pace.bandwidth,
         "dequantization": _dequantized_bytes(work, step) / pace.dequantization,
         "host link": _offloaded_bytes(work, step) / facts.host_link.bytes_per_s,
@@ -68,15 +92,23 @@ def step_time(
     if launches > sum(micro.values()):
         micro["kernel launches"] = launches - sum(micro.values())
     optimizer = _optimizer_seconds(work, step, facts, accumulation, pace)
+    if whole.sharding:
+        optimizer = 0.0 if whole.sharding.states_on_host else optimizer / whole.sharding.state_shards
     seconds = sum(micro.values())
     parts: dict[Part, float] = {name: part * accumulation for name, part in micro.items() if part} | {
         "optimizer": optimizer
     }
-    total = seconds * accumulation + optimizer
+    talk = communicate(model, whole, links_of(gpu, network_bytes_per_s))
+    seconds += max(0.0, talk.overlapped - seconds) + talk.exposed
+    waits = accumulation * (seconds - sum(micro.values())) + max(0.0, talk.last_overlapped - BACKWARD_SHARE * seconds)
+    if waits + talk.per_step:
+        parts["communication"] = waits + talk.per_step
+    total = sum(parts.values())
+    groups = whole.sharding.data_parallel_size if whole.sharding else 1
     return SpeedEstimate(
         seconds_per_micro_batch=seconds,
         seconds_per_step=total,
-        tokens_per_second=step.num_tokens * accumulation / total,
+        tokens_per_second=whole.num_tokens * accumulation * groups / total,
         parts=parts,
         bound=max(parts, key=parts.__getitem__),
     )
@@ -97,7 +129,8 @@ class _Pace:
         return max(flops / self.products, weight_bytes / self.bandwidth)
 
 
-def _pace(facts: SpeedFacts, step: StepSpec, gpu: GpuProfile | None) -> _Pace | None:
+def _pace(facts: SpeedFacts, step: StepSpec, gpu: GpuProfile | None, sharding: Sharding | None) -> _Pace | None:
+    """The rates of one card; cards that split each product are as fast as one of that many times the rate."""
     if gpu is None or gpu.bandwidth_bytes_per_s is None:
         return None
     rate = facts.product_rate(gpu, step.compute_dtype)
@@ -105,10 +138,11 @@ def _pace(facts: SpeedFacts, step: StepSpec, gpu: GpuProfile | None) -> _Pace | 
     adapter_rate = facts.product_rate(gpu, adapter_dtype)
     if rate is None or adapter_rate is None:
         return None
+    split = sharding.tensor_parallel_size if sharding else 1
     return _Pace(
-        products=rate * facts.shares.product,
+        products=split * rate * facts.shares.product,
         adapter_products=adapter_rate * facts.shares.product,
-        attention=rate * facts.shares.attention,
+        attention=split * rate * facts.shares.attention,
         bandwidth=gpu.bandwidth_bytes_per_s * facts.shares.bandwidth,
         dequantization=gpu.bandwidth_bytes_per_s * facts.shares.dequantization,
     )
@@ -148,11 +182,14 @@ def _adapter_flops(work: Work, step: StepSpec) -> float:
     return 2 * work.adapter_width * step.adapter.r * step.num_tokens * (3 + _recomputed(work, step))
 
 
-def _attention_seconds(work: Work, step: StepSpec, pace: _Pace) -> float:
-    """Scores and weighted values. Fused kernels skip what causality masks; their backward recomputes the scores."""
+def _attention_seconds(work: Work, step: StepSpec, pace: _Pace, keys: int) -> float:
+    """Scores and weighted values, of rows of `keys` tokens.
+
+    Fused kernels skip what causality masks; their backward recomputes the scores.
+    """
     fused = step.attention in ("flash", "efficient")
     passes = 1 + _forward_again(work, step) + (2.5 if fused else 2.0)
-    flops = sum(2 * group.width * group.keys(step.seq_len, skip_masked=fused) for group in work.attentions)
+    flops = sum(2 * group.width * group.keys(keys, skip_masked=fused) for group in work.attentions)
     return passes * step.num_tokens * flops / pace.attention
 
 

@@ -20,7 +20,7 @@ PLANNER_LAYERS = (
     ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("picture",),
-    ("work", "speed_rates", "speed"),
+    ("work", "speed_rates", "communication", "speed"),
     ("experience",),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
     ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),

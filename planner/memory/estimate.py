@@ -13,7 +13,7 @@ from planner.memory.parameters import (
     trainable_weights,
 )
 from planner.memory.reserved import process_memory
-from planner.memory.sharding import at_work, bucket_bytes, float32_gradient_bytes
+from planner.memory.sharding import at_work, bucket_bytes, float32_gradient_bytes, host_bytes
 from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, evaluation_peak, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
@@ -58,6 +58,7 @@ class MemoryEstimate:
     explain: Callable[[Phase], tuple[Component, ...]] = field(repr=False, compare=False)
     activation_bytes: int = 0
     learned_bytes: int = 0
+    host_bytes: int = 0
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -107,6 +108,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         process_bytes=process.process_bytes,
         interval_bytes=process.interval_bytes,
         activation_bytes=activations,
+        host_bytes=host_bytes(arch, step),
         explain=explain,
     )
 

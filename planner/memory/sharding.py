@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.parameters import (
+    adapter_bytes,
+    base_weight_bytes,
     block_weights,
     gradient_bytes,
     packed_kinds,
     packed_layer_bytes,
+    quantized_weight_bytes,
     trainable_itemsize,
     trainable_weights,
 )
-from planner.memory.states import state_split
+from planner.memory.states import master_bytes, state_bytes, state_split
 from planner.memory.tape import rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import Sharding, StepSpec
@@ -203,3 +206,31 @@ def float32_gradient_bytes(architecture: Architecture, step: StepSpec) -> int:
         return 0
     learns = sum(w.count * w.elements for w in trainable_weights(architecture, step.adapter, state_split(step)))
     return FLOAT32_BYTES * (min(learns, UPDATED_AT_ONCE) if sharding.engine == "zero3" else learns)
+
+
+def host_bytes(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of host memory that the processes of one machine need for weights and states, at the worse of two moments.
+
+    While loading, under FSDP one process of a machine reads the whole model (Transformers 5.23
+    `integrations/fsdp.py` is_fsdp_enabled, accelerate `cpu_ram_efficient_loading`), or each process all of its 4-bit
+    weights, which the efficient way leaves out (accelerate 1.15 fsdp2_prepare_model). In training, what is offloaded.
+    What Python and the libraries take is not counted. Unmeasured.
+    """
+    sharding = step.sharding
+    if sharding is None:
+        return 0
+    alone = replace(step, sharding=None)
+    whole = base_weight_bytes(architecture, alone) + quantized_weight_bytes(architecture, alone)
+    loading = 0
+    if sharding.engine == "fsdp":
+        loading = whole * (sharding.num_gpus if step.quantization else 1)
+    offloaded = 0
+    on_card = replace(step, sharding=replace(sharding, offload="none"))
+    if sharding.weights_on_host:
+        offloaded += base_weight_bytes(architecture, step) + adapter_bytes(architecture, step)
+        offloaded += quantized_weight_bytes(architecture, on_card) - quantized_weight_bytes(architecture, step)
+    if sharding.gradients_on_host:
+        offloaded += gradient_bytes(architecture, step)
+    if sharding.states_on_host:
+        offloaded += state_bytes(architecture, step) + master_bytes(architecture, step)
+    return max(loading, offloaded * sharding.num_gpus)
