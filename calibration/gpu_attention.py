@@ -81,10 +81,14 @@ def _math(
     scale: float | None,
     enable_gqa: bool,
 ) -> torch.Tensor:
-    """Torch's own composition, the same on all devices, in float32 throughout for 16-bit inputs."""
-    out: torch.Tensor = aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
+    """Torch's own composition, the same on all devices, in float32 throughout for 16-bit inputs.
+
+    Attention as a whole is cast by autocast, which leaves its parts alone (aten `autocast_mode.h`, `WrapFunction_`).
+    """
+    with torch.autocast("cpu", enabled=False):
+        out: torch.Tensor = aten._scaled_dot_product_attention_math(
+            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )[0]
     return out
 
 

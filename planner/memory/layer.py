@@ -18,8 +18,8 @@ class LayerMemory:
     `input_bytes` is the residual stream that enters it, `output_itemsize` are bytes
     of an element of what leaves it, `saved` what autograd keeps of it without checkpointing,
     `unhooked_bytes` what stays even with it, `cached_bytes` the 16-bit weights that autocast keeps to the end of the
-    forward pass. The forward peaks include the input; that of the backward pass what is saved, the incoming gradient
-    and the gradients of the layer's own weights.
+    forward pass. The forward peaks include the input, that of a recomputation also the gradients that wait for it; that
+    of the backward pass what is saved, the incoming gradient and the gradients of the layer's own weights.
     """
 
     input_bytes: int
@@ -34,13 +34,16 @@ class LayerMemory:
     forward_peak: Moment
     checkpointed_peak: Moment
     inference_peak: Moment
+    recompute_peak: Moment
     backward_peak: Moment
 
 
 @lru_cache(maxsize=4096)
-def layer_memory(block: Block, step: StepSpec, hidden_size: int, itemsize: int) -> LayerMemory:
+def layer_memory(
+    block: Block, step: StepSpec, hidden_size: int, itemsize: int, input_gradients: bool = True
+) -> LayerMemory:
     """The memory of one layer of `block`, its tape replayed forward and backward."""
-    return _replayed(layer_tape(block, step, hidden_size, itemsize))
+    return _replayed(layer_tape(block, step, hidden_size, itemsize, input_gradients))
 
 
 def _replayed(tape: Tape) -> LayerMemory:
@@ -58,15 +61,19 @@ def _replayed(tape: Tape) -> LayerMemory:
         forward_peak=tape.forward_peak(tape.saved()),
         checkpointed_peak=tape.forward_peak(unhooked) if unhooked else inference,
         inference_peak=inference,
+        recompute_peak=tape.recompute_peak(),
         backward_peak=tape.backward_peak(),
     )
 
 
-def layer_tape(block: Block, step: StepSpec, hidden_size: int, itemsize: int) -> Tape:
-    """The operators of one layer of `block`, which reads a residual stream of `itemsize` bytes an element."""
+def layer_tape(block: Block, step: StepSpec, hidden_size: int, itemsize: int, input_gradients: bool = True) -> Tape:
+    """The operators of one layer of `block`, which reads a residual stream of `itemsize` bytes an element.
+
+    Without `input_gradients` it is a first layer, below which nothing learns.
+    """
     encoded = Tensor("encoder output", step.num_tokens * hidden_size, itemsize) if block.cross_attention else None
     step = decoder_step(step) if encoded else step
-    source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize)
+    source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize, input_gradients)
     tape = Tape(source, adds_in_place=step.device == "cuda", outside=(encoded,) if encoded else ())
     biased = block.attention.score_bias == "relative"
     ops = Operators(step, tape, trainable=step.adapter is None, has_position_biases=biased)

@@ -138,7 +138,9 @@ class Operators:
     def linear(self, linear: Linear, x: Tensor) -> Tensor:
         """A projection with whatever the step makes of it: quantized base, adapter, casts of autocast."""
         with self.tape.inside(linear.name):
-            return self._linear(linear, x)
+            out = self._linear(linear, x)
+            self.tape.hold(x)
+            return out
 
     def _linear(self, linear: Linear, x: Tensor) -> Tensor:
         adapter = self.step.adapter

@@ -5,9 +5,9 @@ the record counts live bytes as reference counting does, in microseconds and wit
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 BLOCK_BYTES = 512
 """Every tensor takes a multiple of this from torch's CUDA allocator (kMinBlockSize, c10/core/AllocatorConfig.h)."""
@@ -107,8 +107,15 @@ class Tape:
         self.module = caller
 
     def add(self, op: Op) -> Tensor:
-        """The first output of `op`, which is now the last operator."""
+        """The first output of `op`, which is now the last operator.
+
+        Where neither an input nor a weight has a gradient, autograd keeps nothing.
+        """
         op.module = self.module
+        if not op.parameter_gradients and not any(tensor.requires_grad for tensor in op.inputs):
+            op.saved, op.unhooked = (), ()
+            for tensor in op.outputs:
+                tensor.requires_grad = False
         self.ops.append(op)
         return op.outputs[0]
 
@@ -119,7 +126,7 @@ class Tape:
     @property
     def output(self) -> Tensor:
         """What the tape ends in."""
-        return next(op.outputs[0] for op in reversed(self.ops) if op.outputs)
+        return next((op.outputs[0] for op in reversed(self.ops) if op.outputs), self.source)
 
     def saved(self) -> tuple[Tensor, ...]:
         """What autograd keeps for the backward pass, each tensor once, in the order of the forward pass."""
@@ -150,12 +157,32 @@ class Tape:
 
     def forward_peak(self, kept: tuple[Tensor, ...] = ()) -> Moment:
         """The peak of the forward pass if the tensors in `kept` stay to its end: saved ones, or none in evaluation."""
+        return self._forward_peak(self.ops, kept)
+
+    def recompute_peak(self) -> Moment:
+        """The peak of the forward pass when the backward pass of a checkpointed layer repeats it.
+
+        That is when the first saved tensor is needed, with the gradients that are there by then. It stops at the last
+        that is, before what this operator makes if only its inputs are saved (`torch.utils.checkpoint`, early stop).
+        """
+        last = max((i for i, op in enumerate(self.ops) if set(op.saved) - set(op.unhooked)), default=-1)
+        if last < 0:
+            return self.forward_peak(self.saved())
+        waiting = self._gradients_behind(last)
+        op = self.ops[last]
+        unfinished = not set(op.saved).intersection(op.outputs)
+        again = [*self.ops[:last], replace(op, outputs=(), scratch=0) if unfinished else op]
+        peak = self._forward_peak(again, self.saved())
+        return replace(peak, bytes=peak.bytes + waiting)
+
+    def _forward_peak(self, ops: Sequence[Op], kept: tuple[Tensor, ...]) -> Moment:
+        """The peak of the first `ops`; what they make for later ones stays."""
         last_use = self._last_uses(kept)
         stays = set(kept)
         alive = {self.source}
         now = self.source.bytes
         peak = Moment(now, "input", (self.source,))
-        for index, op in enumerate(self.ops):
+        for index, op in enumerate(ops):
             born = [tensor.storage for tensor in (*op.outputs, *op.cached)]
             for storage in [*born, *(tensor.storage for tensor in op.saved if tensor.storage in stays)]:
                 if storage not in alive:
@@ -183,11 +210,10 @@ class Tape:
         now = sum(storage.bytes for storage in uses) + self.output.bytes
         peak = Moment(now, "gradient of the output", tuple(uses))
         for op in reversed(self.ops):
-            incoming = [gradients.pop(tensor) for tensor in op.outputs if tensor in gradients]
+            incoming, receivers = _reached(op, gradients)
             if not incoming:
                 continue
-            receivers = [tensor for tensor in op.inputs if tensor.requires_grad]
-            now += op.parameter_gradients + (0 if op.passes_grad else sum(tensor.bytes for tensor in receivers))
+            now += op.parameter_gradients + _new_gradients(op, receivers)
             sums = 0 if self.adds_in_place else sum(tensor.bytes for tensor in receivers if tensor in gradients)
             scratch = max(op.backward_scratch, sums) if sums else op.backward_scratch
             if now + scratch > peak.bytes:
@@ -199,6 +225,27 @@ class Tape:
                     now -= storage.bytes
             now -= _accumulate(op, receivers, incoming, gradients)
         return peak
+
+    def _gradients_behind(self, last: int) -> int:
+        """Bytes of gradients when the backward pass comes to the operator with the index `last`."""
+        gradients = {self.output: GradientBuffer(self.output.bytes, owners=1)}
+        now = self.output.bytes
+        for op in reversed(self.ops[last + 1 :]):
+            incoming, receivers = _reached(op, gradients)
+            if incoming:
+                now += _new_gradients(op, receivers)
+                now -= _accumulate(op, receivers, incoming, gradients)
+        return now
+
+
+def _reached(op: Op, gradients: dict[Tensor, GradientBuffer]) -> tuple[list[GradientBuffer], list[Tensor]]:
+    """The gradients that come to `op` in the backward pass, taken from `gradients`, and the inputs that get one."""
+    incoming = [gradients.pop(tensor) for tensor in op.outputs if tensor in gradients]
+    return incoming, [tensor for tensor in op.inputs if tensor.requires_grad]
+
+
+def _new_gradients(op: Op, receivers: list[Tensor]) -> int:
+    return 0 if op.passes_grad else sum(tensor.bytes for tensor in receivers)
 
 
 def _accumulate(

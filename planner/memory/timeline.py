@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from planner.memory.embedding import EmbeddingMemory, embedding_memory, gives_input_gradients
 from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
@@ -59,9 +60,8 @@ class LayerGroup:
         unhooked = self.memory.unhooked_bytes
         kept = unhooked + (0 if self.memory.input_saved else self.memory.input_bytes)
         backward = replace(backward, bytes=backward.bytes + kept)
-        recompute = self.memory.forward_peak
-        needed = recompute.bytes + self.memory.output_bytes + unhooked
-        again = Moment(needed, f"recomputed {recompute.op}", recompute.tensors)
+        recompute = self.memory.recompute_peak
+        again = Moment(recompute.bytes + unhooked, f"recomputed {recompute.op}", recompute.tensors)
         return max(again, backward, key=lambda moment: moment.bytes)
 
 
@@ -107,14 +107,14 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     """The activations and gradients of one step over time; they are the same on every card that runs this step."""
     groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, step)
     worked = at_work(step)
-    embedded = _embedding_output(worked, groups[0]) + _dropout_masks(architecture, worked)
-    stored = embedded + sum(group.stored * group.count for group in groups)
+    embedding = embedding_memory(architecture, worked, groups[0].offloaded)
+    stored = embedding.saved + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, worked)), groups[-1].memory.output_itemsize)
     units = sum(group.unit * group.count for group in groups)
     first, then = (engine.in_loss(units, forward) for forward in (True, False))
     return Timeline(
-        forward=_forward(groups, embedded, engine),
+        forward=_forward(groups, embedding, engine),
         loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
@@ -167,11 +167,14 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
         width = hidden_size or block.attention.output.out_features
         encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
         carried = encoded if block.cross_attention else 0
+        begins = block is architecture.blocks[0] or block.cross_attention is not None
+        input_gradients = gives_input_gradients(step) or not begins
         if block.cross_attention:
             norm = final_norm_memory(architecture.final_norms[0], key, width, "residual" in block.dropout)
             yield LayerGroup(norm, 1, False, False)
         for count, checkpointed in _runs(block.count, step.checkpoint_every if step.checkpointing else None):
-            memory = layer_memory(block, key, width, stream)
+            memory = layer_memory(block, key, width, stream, input_gradients)
+            input_gradients = True
             offloaded = checkpointed and step.checkpoint_offload
             unit = layer_unit_bytes(block, architecture, sharded)
             yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit)
@@ -196,26 +199,10 @@ def _last_step(architecture: Architecture, step: StepSpec) -> StepSpec:
     return decoder_step(step) if architecture.blocks[-1].cross_attention else step
 
 
-def _embedding_output(step: StepSpec, first: LayerGroup) -> int:
-    """Bytes of the embedding's output where nothing but its own gradient keeps it.
-
-    PEFT makes it a leaf that requires a gradient, and autograd holds leaves.
-    """
-    kept = step.adapter and not first.checkpointed and not first.memory.input_saved
-    return first.memory.input_bytes if kept else 0
-
-
-def _dropout_masks(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of the mask of the embedding's dropout, of a byte an element on a GPU."""
-    if "embedding" not in architecture.blocks[0].dropout:
-        return 0
-    elements = step.num_tokens * architecture.embeddings[0].columns
-    return rounded(elements * (1 if step.device == "cuda" else DTYPE_BYTES[step.base_dtype]))
-
-
-def _forward(groups: tuple[LayerGroup, ...], stored: int, engine: Engine) -> Peak:
+def _forward(groups: tuple[LayerGroup, ...], embedding: EmbeddingMemory, engine: Engine) -> Peak:
     """The largest of the layers' forward peaks; what is stored only grows, so the last of a group has it."""
     peaks = []
+    stored = embedding.saved + embedding.named
     copies = units = 0
     for group in groups:
         stored += group.stored * (group.count - 1)

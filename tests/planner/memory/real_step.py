@@ -64,8 +64,9 @@ def _network(model: ModelProfile, step: StepSpec, folder: Path) -> nn.Module:
         add_fused_lm_head(net, outputs=("log_probs", "entropy", "is_top1"))
     if step.adapter:
         net = get_peft_model(net, step_adapter_config(step.adapter, net))
-        net.enable_input_require_grads()
     net.train()
     if step.checkpointing:
+        if step.adapter:
+            net.enable_input_require_grads()
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return net
