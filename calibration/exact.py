@@ -20,7 +20,7 @@ from planner.traced import Alive, TraceAnswer, TraceQuestion
 from planner.units import format_bytes
 from profiles.errors import FituneError
 from profiles.gpu import GpuProfile
-from profiles.trainer import find_trainer
+from profiles.trainer import traits_of
 
 RESERVED_ERROR = 0.08
 """How far a measurement of reserved memory may lie above a simulated one: `calibration/ERRORS.md`, 95th percentile."""
@@ -38,7 +38,7 @@ def answer(question: TraceQuestion) -> TraceAnswer:
         return _on_cpu(stream)
     loaded = with_loading(stream, step)
     # The launcher asks for expandable segments; other trainers take torch's default.
-    settings = Settings(expandable_segments=question.trainer == "fitune")
+    settings = Settings(expandable_segments=traits_of(question.trainer).name == "fitune")
     return _on_gpu(stream, loaded, replay(loaded, settings), settings, gpu)
 
 
@@ -50,7 +50,7 @@ def traced_step(question: TraceQuestion) -> tuple[PreTrainedConfig, StepSpec]:
     assert question.folder is not None
     architecture = read_config(question.folder)
     network = undescribed_network(architecture, question.config)
-    traits = find_trainer(question.trainer)
+    traits = traits_of(question.trainer)
     step = step_of_network(question.config, network, architecture.is_encoder_decoder, question.gpu, traits)
     return architecture, step
 

@@ -20,6 +20,7 @@ from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 from profiles.residuals import Evidence, residuals
+from profiles.trainer import TrainerProfile, traits_of
 
 if TYPE_CHECKING:
     from planner.picture.shapes import Picture
@@ -47,7 +48,7 @@ class Target:
     model: ModelProfile | None
     gpu: GpuProfile | None
     free_bytes: int | None = None
-    trainer: str = OWN_TRAINER
+    trainer: str | TrainerProfile = OWN_TRAINER
     folder: Path | None = None
     undescribed: str | None = None
     experience: Experience = NO_EXPERIENCE
@@ -56,6 +57,11 @@ class Target:
     def name(self) -> str:
         """The model's Hub id, or its folder."""
         return self.model.hf_id if self.model else str(self.folder)
+
+    @property
+    def trainer_name(self) -> str:
+        """Whose step it is."""
+        return traits_of(self.trainer).name
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ def following(recipe: "Recipe", own: Wishes) -> Wishes:
     )
 
 
+def names_file(subject: str) -> bool:
+    """Whether an argument that may be a model is a run file or the file of another trainer."""
+    return names_run_file(subject) or subject.lower().endswith(".json")
+
+
 def names_run_file(subject: str) -> bool:
     """Whether an argument that may be a model or a run file is the latter."""
     return subject.lower().endswith(RUN_FILE_SUFFIXES)

@@ -11,22 +11,21 @@ from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
-from profiles.trainer import TrainerProfile, find_trainer
-
-PREFERENCE_TRAINERS = ("fitune", "trl")
-"""Trainers whose steps of other objectives than sft are described: TRL's, which are fitune's too."""
+from profiles.trainer import TrainerProfile, all_trainers, traits_of
 
 LARGEST_FUSED_HEAD = 256
 """Widest head of torch's fused kernels with a backward pass (aten `sdp_utils.cpp`)."""
 
 
-def resolve_step(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None, trainer: str = "fitune") -> StepSpec:
-    """The step that `trainer` runs for `config` on `gpu` (None: a CPU).
+def resolve_step(
+    config: RunConfig, model: ModelProfile, gpu: GpuProfile | None, trainer: str | TrainerProfile = "fitune"
+) -> StepSpec:
+    """The step that `trainer`, by name or by its traits, runs for `config` on `gpu` (None: a CPU).
 
     Raises ConfigError for target modules that the model does not have and for an unknown trainer.
     """
-    traits = find_trainer(trainer)
-    _check_objective(config, model, trainer)
+    traits = traits_of(trainer)
+    _check_objective(config, model, traits)
     return step_of_network(config, architecture(model), model.is_encoder_decoder, gpu, traits)
 
 
@@ -37,7 +36,7 @@ def step_of_network(
     masked = _needs_mask(config, arch)
     autocast = AUTOCAST[config.mixed_precision]
     kernel, expand_kv = attention_kernel(config, arch, gpu, traits, masked)
-    rows, seq_len = _batch_shape(config)
+    rows, seq_len = _batch_shape(config, traits)
     step = StepSpec(
         micro_batch=rows,
         seq_len=seq_len,
@@ -46,6 +45,7 @@ def step_of_network(
         quantization=config.quantization,
         double_quant=config.double_quant and config.quantization in ("nf4", "fp4"),
         kbit_upcast=traits.kbit_upcast and config.quantization is not None,
+        float32_norms=traits.float32_norms,
         autocast=autocast,
         attention=kernel,
         expand_kv=expand_kv,
@@ -56,7 +56,7 @@ def step_of_network(
         checkpoint_offload=config.checkpoint_offload and gpu is not None,
         optimizer=config.optim,
         gradients_persist=config.gradient_accumulation_steps > 1,
-        eval_batch=_eval_rows(config) if config.data and config.data.eval_fraction else None,
+        eval_batch=_eval_rows(config, traits) if config.data and config.data.eval_fraction else None,
         objective=config.objective,
         reference=_reference(config),
         target_len=(config.max_target_length or config.max_length) if is_encoder_decoder else None,
@@ -98,7 +98,7 @@ def _sharding(config: RunConfig) -> Sharding | None:
     )
 
 
-def _check_objective(config: RunConfig, model: ModelProfile, trainer: str) -> None:
+def _check_objective(config: RunConfig, model: ModelProfile, traits: TrainerProfile) -> None:
     if config.objective == "sft":
         return
     if model.is_encoder_decoder:
@@ -106,10 +106,10 @@ def _check_objective(config: RunConfig, model: ModelProfile, trainer: str) -> No
             f"objective is {config.objective}, but {model.hf_id} has an encoder, which TRL trains no preferences of",
             hint="use sft, or a model without an encoder",
         )
-    if trainer not in PREFERENCE_TRAINERS:
+    if not traits.preferences:
         raise ConfigError(
-            f"objective is {config.objective}, but what a step of {trainer} takes is only known for sft",
-            hint=f"one of: {', '.join(PREFERENCE_TRAINERS)}",
+            f"objective is {config.objective}, but what a step of {traits.name} takes is only known for sft",
+            hint=f"one of: {', '.join(name for name, known in all_trainers().items() if known.preferences)}",
         )
 
 
@@ -118,28 +118,33 @@ def _rows(config: RunConfig, examples: int) -> int:
     return 2 * examples if config.objective in PAIRED else examples
 
 
-def _batch_shape(config: RunConfig) -> tuple[int, int]:
+def _batch_shape(config: RunConfig, traits: TrainerProfile) -> tuple[int, int]:
     """Rows of a batch and tokens of a row, as attention sees them.
 
     Rows that are joined are one long row, with a mask over all of it, but for flash_attention_2, which is told where
-    each document ends and needs what separate rows need.
+    each document ends and needs what separate rows need, and for trainers that only join within a row.
     """
     rows = _rows(config, config.per_device_train_batch_size)
-    return (1, rows * config.max_length) if _masks_documents(config) else (rows, config.max_length)
+    return (1, rows * config.max_length) if _joins_batch(config, traits) else (rows, config.max_length)
 
 
-def _eval_rows(config: RunConfig) -> int:
+def _eval_rows(config: RunConfig, traits: TrainerProfile) -> int:
     """Rows of an evaluation batch, as long as those of training; joined ones are one, if not a shorter one."""
-    return 1 if _masks_documents(config) else _rows(config, config.per_device_eval_batch_size)
+    return 1 if _joins_batch(config, traits) else _rows(config, config.per_device_eval_batch_size)
 
 
-def _masks_documents(config: RunConfig) -> bool:
-    return config.joins_rows and config.attn_implementation != "flash_attention_2"
+def _joins_batch(config: RunConfig, traits: TrainerProfile) -> bool:
+    """Whether the rows of a batch are one row that a mask divides."""
+    return traits.joins_batch and config.joins_rows and config.attn_implementation != "flash_attention_2"
 
 
 def _loss(config: RunConfig, traits: TrainerProfile) -> StepLoss:
     own: dict[Objective, StepLoss] = {"orpo": "odds_ratio", "reward": "score"}
-    return own.get(config.objective) or (config.loss if traits.loss == "config" else traits.loss)
+    if config.objective in own:
+        return own[config.objective]
+    if traits.loss != "config":
+        return traits.loss
+    return traits.fused if config.loss == "fused" else "full"
 
 
 def _reference(config: RunConfig) -> Reference:

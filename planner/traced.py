@@ -16,6 +16,7 @@ from planner.verdict import usable_bytes
 from profiles.errors import EnvironmentFault, InputError, RunError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
+from profiles.trainer import TrainerProfile
 
 TRACER = "calibration.exact"
 
@@ -29,7 +30,7 @@ class TraceQuestion(_Message):
 
     config: RunConfig
     gpu: GpuProfile | None
-    trainer: str
+    trainer: str | TrainerProfile
     model: ModelProfile | None
     folder: Path | None
     usable_bytes: int
@@ -59,7 +60,7 @@ class TraceAnswer(_Message):
 def traced_estimate(
     config: RunConfig,
     gpu: GpuProfile | None,
-    trainer: str,
+    trainer: str | TrainerProfile,
     *,
     model: ModelProfile | None = None,
     folder: Path | None = None,

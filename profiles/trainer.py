@@ -16,12 +16,22 @@ class TrainerProfile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str
     loss: Literal["config", "full", "fused", "liger"]
+    fused: Literal["fused", "liger", "chunked"] = "fused"
     adapter_dtype: Literal["float32", "bfloat16", "float16"]
     quantized_adapter_dtype: Literal["float32", "bfloat16", "float16"]
     kbit_upcast: bool
     repeats_kv: bool
+    joins_batch: bool = True
+    float32_norms: bool = False
+    preferences: bool = False
     source: str
+
+
+def traits_of(trainer: str | TrainerProfile) -> TrainerProfile:
+    """The traits of a trainer that is named, or that are given. Raises ConfigError with the known names."""
+    return trainer if isinstance(trainer, TrainerProfile) else find_trainer(trainer)
 
 
 def find_trainer(name: str) -> TrainerProfile:
@@ -38,4 +48,4 @@ def find_trainer(name: str) -> TrainerProfile:
 def all_trainers() -> dict[str, TrainerProfile]:
     """Every trainer of `trainers.toml` by name."""
     tables = tomllib.loads(Path(__file__).with_name("trainers.toml").read_text("utf-8"))
-    return {name: TrainerProfile.model_validate(table) for name, table in tables.items()}
+    return {name: TrainerProfile.model_validate({"name": name} | table) for name, table in tables.items()}

@@ -26,6 +26,7 @@ PLANNER_LAYERS = (
     ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),
     ("data_report", "data_inspection", "data_limits", "doctor"),
     ("settings", "question", "subject", "verbs"),
+    ("peers",),
     ("report",),
     ("commands",),
     ("cli",),

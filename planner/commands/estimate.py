@@ -5,25 +5,44 @@ from typing import Annotated
 
 import typer
 
-from planner.commands.options import Gpu, Json, LoraR, MaxLength, MethodChoice, ObjectiveChoice, Plot, Settings, Trainer
+from planner.commands.options import (
+    Exact,
+    Explain,
+    FileFormat,
+    FileModel,
+    FixedFile,
+    FixFile,
+    Gpu,
+    Json,
+    LoraR,
+    MaxLength,
+    MethodChoice,
+    ObjectiveChoice,
+    Plot,
+    Settings,
+    StrictKeys,
+    Trainer,
+)
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
+from planner.commands.showing import Show
 from planner.commands.terminal import TERMINAL
 from planner.prediction import OWN_TRAINER, Prediction
-from planner.question import Wishes, names_run_file
+from planner.question import Wishes, names_file, names_run_file
 from planner.report.document import print_json
 from planner.report.plan_document import prediction_document
 from planner.settings import knobs_in
 from planner.verbs import predicted
 from planner.what_if import knob_effects
+from profiles.errors import ConfigError
 
 
 def estimate(
     subject: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|RUN_FILE",
-            help="A model as in `fitune can`, or a run file (.yaml).",
+            metavar="MODEL|FILE",
+            help="A model as in `fitune can`, a run file, or a file of another trainer (.yaml, .json).",
             show_default=False,
         ),
     ],
@@ -34,18 +53,14 @@ def estimate(
     lora_r: LoraR = None,
     settings: Settings = None,
     trainer: Trainer = OWN_TRAINER,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="Trace the trainer's own step on fake tensors, operator by operator: about ten seconds, "
-            "and needs the `train` extra, but no GPU and no weights.",
-        ),
-    ] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Show each component's arithmetic and what each knob would change.")
-    ] = False,
+    exact: Exact = False,
+    explain: Explain = False,
     plot: Plot = None,
+    format: FileFormat = None,  # noqa: A002  # the option's name
+    model: FileModel = None,
+    fix: FixFile = False,
+    output: FixedFile = None,
+    strict: StrictKeys = False,
     json: Json = False,
 ) -> int:
     """Estimate the memory of one configuration.
@@ -54,26 +69,43 @@ def estimate(
 
     A MODEL is estimated as usual: LoRA, one row of 2048 tokens at a time; --set changes any knob.
     What the closed form does not describe, an architecture or a method of PEFT, is traced without being asked.
+    A FILE of Axolotl, LLaMA-Factory, TRL, Unsloth or plain TrainingArguments is checked as that trainer would run it.
     Returns 1 if it does not fit the card.
 
     \b
     Examples:
       fitune estimate 7b --gpu a100-80gb --set method=full --explain
       fitune estimate run.yaml --set max_length=4096 --trainer trl
-      fitune estimate ./my-model --gpu 24GB --exact --explain
+      fitune estimate axolotl.yml --gpu t4 --fix
     """
     wishes = Wishes(method, max_length, lora_r, knobs=knobs_in(settings or ()), objective=objective)
-    check_plot(plot)
+    show = Show(explain, plot, json)
+    peer_options = {"--format": format, "--model": model, "--fix": fix, "-o": output, "--strict": strict}
+    if names_file(subject):
+        # Only here: a model or a run file has no use for what reads the files of others.
+        from planner.commands.peer_check import PeerOptions, peer_answered
+
+        options = PeerOptions(format, model, fix, output, strict, trainer, exact)
+        if (code := peer_answered(subject, gpu, wishes, options, show)) is not None:
+            return code
+    if given := next((name for name, value in peer_options.items() if value), None):
+        raise ConfigError(f"{given} is for a file of another trainer, and {subject} is none")
+    return _estimate_own(subject, gpu, wishes, trainer, exact, show)
+
+
+def _estimate_own(subject: str, gpu: str | None, wishes: Wishes, trainer: str, exact: bool, show: Show) -> int:
+    """Answer for a model or a run file."""
+    check_plot(show.plot)
     card = gpu if names_run_file(subject) else card_or_told(gpu)
     prediction = predicted(subject, card, wishes, trainer, exact, TERMINAL)
-    write_plot(prediction, plot)
+    write_plot(prediction, show.plot)
     # What each knob would change is a question of many estimates: too many for a trace.
-    effects = explain and prediction.by == "closed form"
-    if json:
+    effects = show.explain and prediction.by == "closed form"
+    if show.json:
         document = prediction_document(prediction)
         print_json(document | ({"knobs": _effects(prediction)} if effects else {}))
     else:
-        _print(prediction, explain=explain, effects=effects)
+        _print(prediction, explain=show.explain, effects=effects)
     return 1 if prediction.verdict == "no" else 0
 
 

@@ -135,3 +135,44 @@ Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="PICTURE", help="Draw the memory of each phase against the card, as .svg or .png."),
 ]
+FileFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="Whose file it is, if its keys do not tell: axolotl, llama-factory, trl, unsloth, transformers.",
+        show_default=False,
+    ),
+]
+FileModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The model, for another trainer's file that names none, or one that is not known here.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+FixFile = Annotated[
+    bool,
+    typer.Option("--fix", help="Write the smallest change that fits to another trainer's file; a backup stays."),
+]
+FixedFile = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="With --fix: leave the file alone, write here.")
+]
+StrictKeys = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse another trainer's file with keys that are not in the estimate."),
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Trace the trainer's own step on fake tensors, operator by operator: about ten seconds, "
+        "and needs the `train` extra, but no GPU and no weights.",
+    ),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Show each component's arithmetic, each key, and what each knob would change.")
+]

@@ -43,7 +43,7 @@ def prediction_document(prediction: Prediction) -> Document:
     )
     return memory | {
         "by": prediction.by,
-        "trainer": target.trainer,
+        "trainer": target.trainer_name,
         "config": prediction.config.model_dump(mode="json"),
         "tokens_per_second": prediction.speed.tokens_per_second if prediction.speed else None,
         "evidence": asdict(prediction.evidence) if prediction.evidence else None,
