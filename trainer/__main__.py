@@ -14,6 +14,7 @@ from planner.run_record import RunRecord
 from planner.units import format_bytes
 from profiles.errors import FituneError, InputError, OutOfMemory
 from trainer.interruption import Interrupted, Interruption, handling
+from trainer.notices import hold_back_notices
 from trainer.ranks import rank
 from trainer.record import PREDICTION_FILE, read_prediction
 from trainer.training_process import STATUS_FILE, report
@@ -44,6 +45,7 @@ def _train(run_file: Path, resume: bool) -> int:
             report(pid=os.getpid())
             config = read_run_file(run_file)
             prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
+            hold_back_notices()
             # The libraries take seconds to import; a mistake in the run file is told before.
             from trainer.progress import choose_display
             from trainer.run import Job, run

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -90,6 +91,9 @@ def _output_settings(config: RunConfig) -> dict[str, Any]:
         "include_num_input_tokens_seen": "all",
         "disable_tqdm": True,
         "report_to": list(config.report_to) or "none",
+        # What trackers call the run.
+        "run_name": Path(config.output_dir).name,
+        "project": "fitune",
         "save_strategy": "steps",
         "save_steps": config.save_steps,
         # Old checkpoints are deleted once the new one is sealed; Transformers would do it before.

@@ -17,10 +17,10 @@ TYPES = ("auto", "f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")
 STDERR = 2
 """Where the converter's words go: stdout is for the answer of the verb."""
 
-GET_IT = (
-    "git clone --depth 1 https://github.com/ggml-org/llama.cpp && "
-    "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt"
-)
+PACKAGES = "pip install gguf sentencepiece"
+"""What the converter needs beside torch and Transformers; its own list of requirements would bring an older torch."""
+
+GET_IT = f"git clone --depth 1 https://github.com/ggml-org/llama.cpp && {PACKAGES}"
 
 
 def check_type(gguf_type: str) -> str:
@@ -72,8 +72,8 @@ def convert(converter: Path, model: Path, gguf_type: str) -> Path:
         if done.returncode != 0 or not unfinished.exists():
             raise RunError(
                 f"{converter} ended with exit code {done.returncode} and no file; its own words are above",
-                hint="most often llama.cpp does not know the architecture, or lacks a package: "
-                f"pip install -r {converter.parent}/requirements/requirements-convert_hf_to_gguf.txt",
+                hint="most often llama.cpp does not know the architecture or the tokenizer, or lacks a package: "
+                f"{PACKAGES}",
             )
         unfinished.replace(file)
     finally:

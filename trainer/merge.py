@@ -25,6 +25,7 @@ from profiles.main_memory import available_memory_bytes
 from trainer.finished_run import FinishedRun, find_finished_run
 from trainer.gguf import check_type, convert, find_converter
 from trainer.interruption import Interrupted, Interruption, handling
+from trainer.notices import hold_back_notices
 
 if TYPE_CHECKING:
     from trainer.merge_weights import Advance
@@ -93,6 +94,7 @@ def merge(finished: FinishedRun, base_name: str, task: Task, console: Console) -
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already", hint="remove it, or choose another folder with -o")
     with console.status("reading the adapter and its base"):
+        hold_back_notices()
         # The libraries take seconds to import; a mistake in the paths is told before.
         import torch
         from transformers.utils.logging import disable_progress_bar

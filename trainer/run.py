@@ -1,7 +1,6 @@
 """One run from its configuration to its record."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from trainer.hardware import check_config, check_kernels, expand_shared_heads
 from trainer.interruption import Interruption
 from trainer.log_file import LoggedDisplay
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
+from trainer.notices import hold_back_notices
 from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dropped
 from trainer.probe import Probe
 from trainer.progress import Display, ShowProgress
@@ -251,9 +251,7 @@ def quiet_libraries() -> Iterator[None]:
     """Hold back bars and notices of the libraries that a user can do nothing about; real warnings still come."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    # A slower 4-bit kernel on CPUs, and the age of checkpoint folders: both without a consequence here.
-    for name in ("bitsandbytes", "transformers.trainer_utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    hold_back_notices()
     with warnings.catch_warnings():
         # PEFT and TRL still use names that Transformers will drop in its next major version.
         warnings.filterwarnings("ignore", category=FutureWarning)

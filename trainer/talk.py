@@ -1,7 +1,6 @@
 """A first talk with a trained model in the terminal: `python -m trainer.talk FOLDER [--prompt TEXT]`."""
 
 import argparse
-import logging
 import sys
 import time
 import warnings
@@ -17,6 +16,7 @@ from planner.report.error import print_error
 from profiles.errors import FituneError, InputError
 from trainer.data_formats import Message
 from trainer.finished_run import find_finished_run
+from trainer.notices import hold_back_notices
 
 if TYPE_CHECKING:
     from trainer.answers import Answers, Sampling
@@ -87,14 +87,13 @@ def _talk(arguments: argparse.Namespace, console: Console) -> int:
     finished = find_finished_run(arguments.folder)
     with warnings.catch_warnings(), console.status("loading the model"):
         warnings.simplefilter("ignore", FutureWarning)
+        hold_back_notices()
         # The libraries take seconds to import; a mistake in the folder is told before.
         from transformers.utils.logging import disable_progress_bar
 
         from trainer.answers import Sampling, load_answers
 
         disable_progress_bar()
-        # A slower 4-bit kernel on CPUs, which a user can do nothing about.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         answers = load_answers(finished)
     if not answers.has_template:
         console.print(

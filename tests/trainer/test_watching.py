@@ -1,6 +1,8 @@
 """What a run shows, keeps and decides while it trains."""
 
 import json
+import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -110,14 +112,59 @@ def test_the_log_file_has_the_figures_of_the_display(evaluated, train):
     assert (last["seconds_left"], lines[0]["seconds_left"] > 0) == (0, True)
 
 
-def test_figures_go_to_a_tracker_by_its_name(evaluated, train):
+def losses_in_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    record = train(evaluated(max_steps=2, report_to=("tensorboard",)))
-    (events,) = Path(record.config.output_dir).rglob("events.out.tfevents.*")
+    (events,) = folder.rglob("events.out.tfevents.*")
     tracked = EventAccumulator(str(events)).Reload()
-    assert [(entry.step, pytest.approx(entry.value)) for entry in tracked.Scalars("train/loss")][-1] == (
-        2,
-        record.result.loss,
-    )
-    assert tracked.Scalars("eval/loss")[-1].value == pytest.approx(record.result.eval_loss)
+    return [entry.value for tag in ("train/loss", "eval/loss") for entry in tracked.Scalars(tag)]
+
+
+def losses_in_wandb(folder):
+    import wandb
+
+    wandb.finish()
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    # A log of protocol buffers, in which each figure stands twice: as what was logged, and in the summary so far.
+    found = re.findall(rb"(train|eval)/loss\x82\x01.([\d.]+)", log.read_bytes(), re.DOTALL)
+    return [float(value) for kind in (b"train", b"eval") for value in dict.fromkeys(v for k, v in found if k == kind)]
+
+
+def losses_in_trackio(folder):
+    with sqlite3.connect(folder / "trackio" / "fitune.db") as store:
+        rows = store.execute("select run_name, metrics from metrics order by id").fetchall()
+    assert {name for name, _ in rows} == {"run"}
+    logged = [json.loads(metrics) for _, metrics in rows]
+    return [figures[name] for name in ("train/loss", "eval/loss") for figures in logged if name in figures]
+
+
+def losses_in_mlflow(folder):
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    assert run.info.run_name == "run"
+    return [entry.value for name in ("loss", "eval_loss") for entry in client.get_metric_history(run.info.run_id, name)]
+
+
+TRACKERS = {
+    "tensorboard": losses_in_tensorboard,
+    "wandb": losses_in_wandb,
+    "trackio": losses_in_trackio,
+    "mlflow": losses_in_mlflow,
+}
+"""How to read back what each tracker keeps in a folder."""
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_figures_go_to_a_tracker_by_its_name(evaluated, train, monkeypatch, tmp_path, tracker):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    pytest.importorskip(tracker)
+    record = train(evaluated(max_steps=2, report_to=(tracker,)))
+    first, last, evaluation = TRACKERS[tracker](tmp_path)
+    assert first > 0
+    assert (last, evaluation) == pytest.approx((record.result.loss, record.result.eval_loss))
