@@ -10,7 +10,9 @@ from transformers.training_args import OptimizerNames
 
 from planner.run_config import RunConfig
 from profiles.errors import ConfigError
+from trainer.agreement import TIMEOUT
 from trainer.data import Examples
+from trainer.layout import deepspeed_config
 
 OPTIMIZERS = tuple(name.value for name in OptimizerNames)
 
@@ -54,6 +56,8 @@ def _batch_settings(config: RunConfig) -> dict[str, Any]:
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": config.gpu is not None,
         "ddp_find_unused_parameters": False,
+        "ddp_timeout": int(TIMEOUT.total_seconds()),
+        "deepspeed": deepspeed_config(config),
         CHECKPOINTING: config.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {
             "use_reentrant": False,

@@ -4,6 +4,8 @@ Loading weights is one function of its own; the others work as well on a model w
 traced.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import HfDeepSpeedConfig
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.adapter import adapter_config, first_line, linear_names
 from trainer.hardware import check_model_type
+from trainer.layout import deepspeed_config
 from trainer.model_name import weights_name
 
 DTYPES: dict[Dtype, torch.dtype] = {
@@ -53,7 +57,13 @@ def quantization_config(config: RunConfig) -> BitsAndBytesConfig | None:
                 bnb_4bit_quant_type=four_bit,
                 bnb_4bit_use_double_quant=config.double_quant,
                 bnb_4bit_compute_dtype=compute_dtype(config),
+                bnb_4bit_quant_storage=quant_storage(config),
             )
+
+
+def quant_storage(config: RunConfig) -> torch.dtype:
+    """Dtype that 4-bit weights are packed in: bytes, or one that FSDP can share out."""
+    return torch.uint8 if config.quant_storage is None else DTYPES[config.quant_storage]
 
 
 def load_architecture(config: RunConfig) -> PreTrainedConfig:
@@ -121,7 +131,10 @@ def _check_encoder_decoder(config: RunConfig) -> None:
 
 
 def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
-    """The base model with its weights on `device`, quantized if the run says so. Raises UnknownModelError."""
+    """The base model with its weights, quantized if the run says so. Raises UnknownModelError.
+
+    They are on `device`, and in host memory where no card holds all of them: the engine moves each card's share.
+    """
     try:
         # A reward model begins without its score and has no use for the head, which Transformers would point out.
         with suppress_seqcls_warning():
@@ -131,13 +144,33 @@ def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.
                 dtype=DTYPES[config.dtype],
                 attn_implementation=config.attn_implementation,
                 quantization_config=quantization_config(config),
-                device_map={"": device},
+                device_map=_placement(config, device),
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
             )
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     return prepare_model(model)
+
+
+def _placement(config: RunConfig, device: torch.device) -> dict[str, torch.device] | None:
+    """Where Transformers puts the weights; None leaves it to the engine that shares them out."""
+    if config.parallel is None or not config.parallel.partitions_weights:
+        return {"": device}
+    # Left to itself, bitsandbytes would pack the whole model on the card.
+    return {"": torch.device("cpu")} if config.quantization and config.parallel.strategy == "fsdp" else None
+
+
+@contextmanager
+def sharing_while_loading(config: RunConfig) -> Iterator[None]:
+    """With ZeRO-3, weights that are read inside the block are shared out at once; the trainer is made inside too.
+
+    A weak reference tells Transformers of it: this object's, until the trainer's settings hold their own.
+    """
+    zero3 = config.parallel is not None and config.parallel.strategy == "zero3"
+    announced = HfDeepSpeedConfig(deepspeed_config(config)) if zero3 else None
+    yield
+    del announced
 
 
 def empty_model(config: RunConfig, architecture: PreTrainedConfig) -> PreTrainedModel:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -63,6 +64,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
         self.peaks[phase] = max(self.now, self.peaks.get(phase, 0))
 
     def _count(self, leaf: object) -> None:
+        if isinstance(leaf, DTensor):
+            # What it stands for is spread over the processes; this one holds its share.
+            leaf = leaf._local_tensor
         if not isinstance(leaf, torch.Tensor) or leaf.device.type != "cpu":
             return
         storage = leaf.untyped_storage()

@@ -18,8 +18,8 @@ from planner.run_file import write_run_file
 from planner.run_record import Measured, Prediction, Result, RunRecord, Status
 from planner.run_store import StoreError
 from profiles.errors import ConfigError, EnvironmentFault, RunError
-from trainer.agreement import wait_for_all
-from trainer.build import load_architecture, load_model, load_tokenizer, wrap_with_adapter
+from trainer.agreement import check_shared, join, largest, leave
+from trainer.build import load_architecture, load_model, load_tokenizer, sharing_while_loading, wrap_with_adapter
 from trainer.checkpoints import (
     CONFIG_FILE,
     FINAL,
@@ -35,6 +35,7 @@ from trainer.evaluation import SaveBest, StopEarly
 from trainer.faults import FiniteLoss, StopOnSignal, Where, explaining
 from trainer.hardware import check_config, check_kernels, expand_shared_heads
 from trainer.interruption import Interruption
+from trainer.layout import write_layout
 from trainer.log_file import LoggedDisplay
 from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
 from trainer.notices import hold_back_notices
@@ -65,13 +66,18 @@ def run(job: Job, display: Display, interruption: Interruption, console: Console
     were written before stay whole. Of several processes the first one writes.
     """
     with holding(Path(job.config.output_dir)) if rank() == 0 else contextlib.nullcontext(), quiet_libraries():
-        return _run(job, display, interruption, console)
+        record = _run(job, display, interruption, console)
+        leave()
+        return record
 
 
 def _run(job: Job, display: Display, interruption: Interruption, console: Console) -> RunRecord:
     config = job.config
     device = find_device(config)
+    join(config)
     output_dir = Path(config.output_dir)
+    if config.num_nodes > 1:
+        check_shared(output_dir, device)
     checkpoint = open_run_folder(job, console)
     with explaining(config, lambda: Where(0, 0, checkpoint, job.run_file)):
         trainer = prepare(config, device, console)
@@ -82,7 +88,8 @@ def _run(job: Job, display: Display, interruption: Interruption, console: Consol
     predicted = job.prediction.allocated_bytes if job.prediction else None
     for callback in (clock, memory, FiniteLoss(), StopOnSignal(interruption), SealCheckpoints(config)):
         trainer.add_callback(callback)
-    if config.probe:
+    # DeepSpeed's hooks would take the gradients of another batch for those of a step.
+    if config.probe and not trainer.is_deepspeed_enabled:
         trainer.add_callback(Probe(config, trainer, memory, console))
     for callback in optional_callbacks(config, trainer, console):
         trainer.add_callback(callback)
@@ -93,7 +100,7 @@ def _run(job: Job, display: Display, interruption: Interruption, console: Consol
     finally:
         memory.close()
         display.close()
-        record = make_record(job, trainer, memory, clock, device, status)
+        record = make_record(job, trainer, measured(memory, clock, status, device), clock, device, status)
         if rank() == 0:
             keep_record(record, output_dir, console)
     return record
@@ -135,6 +142,11 @@ def find_device(config: RunConfig) -> torch.device:
             f"the run was planned for {config.gpu}, but torch {torch.__version__} finds no CUDA card",
             hint="`fitune doctor` looks for the reason; `gpu: null` trains on the CPU",
         )
+    if local_rank() >= torch.cuda.device_count():
+        raise EnvironmentFault(
+            f"the run file is for {config.num_gpus} cards in a machine, but torch finds {torch.cuda.device_count()}",
+            hint="set num_gpus to what there is, and CUDA_VISIBLE_DEVICES to nothing or to all of them",
+        )
     # Each process has a card of its own; a quantized model cannot be moved later.
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
@@ -157,6 +169,7 @@ def open_run_folder(job: Job, console: Console) -> Path | None:
         for remark in set_damaged_checkpoints_aside(output_dir):
             console.print(f"note: {remark}", soft_wrap=True, highlight=False)
         write_run_file(job.config, output_dir / CONFIG_FILE, ["The run in this folder, as it was launched."])
+        write_layout(job.config, output_dir)
     if checkpoint is not None:
         console.print(f"continuing from {checkpoint}", soft_wrap=True)
     return checkpoint
@@ -171,8 +184,9 @@ def prepare(config: RunConfig, device: torch.device, console: Console) -> Traine
     architecture = load_architecture(config)
     tokenizer = load_tokenizer(config, architecture)
     examples = load_examples(config.data, tokenizer, config.seed)
-    model = wrap_with_adapter(load_model(config, architecture, device), config)
-    trainer = make_trainer(config, model, tokenizer, examples)
+    with sharing_while_loading(config):
+        model = wrap_with_adapter(load_model(config, architecture, device), config)
+        trainer = make_trainer(config, model, tokenizer, examples)
     remarks = list(examples.remarks)
     if dropped := dropped_rows(config, examples, trainer):
         remarks.append(f"{dropped} rows are left out: {why_dropped(config)}")
@@ -205,9 +219,7 @@ def train(trainer: Trainer, job: Job, checkpoint: Path | None, interruption: Int
             raise RunError(f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}")
         if trainer.eval_dataset is not None and _last_logged(trainer, "eval_loss", at_end=True) is None:
             trainer.evaluate()
-        if rank() == 0:
-            save_final(trainer, output_dir / FINAL)
-        wait_for_all()
+        save_final(trainer, job.config, output_dir / FINAL)
     return "completed"
 
 
@@ -217,22 +229,31 @@ def callbacks_of(trainer: Trainer) -> list[TrainerCallback]:
     return callbacks
 
 
+def measured(memory: MemoryMeter, clock: StepClock, status: Status, device: torch.device) -> Measured:
+    """What the run took: of several processes, the most that one took. After a failure, what this one knows."""
+
+    def most(size: int | None) -> int | None:
+        return size if status == "failed" else largest(size or 0, device) or None
+
+    return Measured(
+        allocated_bytes=most(memory.allocated_bytes),
+        reserved_bytes=most(memory.reserved_bytes),
+        process_bytes=most(memory.process_bytes),
+        tokens_per_second=clock.tokens_per_second,
+        tokens_per_step=clock.tokens_per_step,
+        phases=memory.phases,
+    )
+
+
 def make_record(
-    job: Job, trainer: Trainer, memory: MemoryMeter, clock: StepClock, device: torch.device, status: Status
+    job: Job, trainer: Trainer, taken: Measured, clock: StepClock, device: torch.device, status: Status
 ) -> RunRecord:
     """What the run was to take and what it took."""
     return RunRecord(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         config=job.config,
         predicted=job.prediction,
-        measured=Measured(
-            allocated_bytes=memory.allocated_bytes,
-            reserved_bytes=memory.reserved_bytes,
-            process_bytes=memory.process_bytes,
-            tokens_per_second=clock.tokens_per_second,
-            tokens_per_step=clock.tokens_per_step,
-            phases=memory.phases,
-        ),
+        measured=taken,
         environment=environment(device),
         result=Result(
             status=status,

@@ -8,6 +8,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from planner.run_config import RunConfig
 from trainer.agreement import wait_for_all
 from trainer.checkpoints import STATE_FILE, best_checkpoint, discard_old_checkpoints
+from trainer.gathering import whole_weights
+from trainer.ranks import rank
 from trainer.seal import seal
 
 
@@ -20,7 +22,7 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Seal the checkpoint of this step."""
-        # Each process adds its random state.
+        # Each process adds its random state, and its share of what is shared out.
         wait_for_all()
         if state.is_world_process_zero:
             seal(self._output_dir / f"checkpoint-{state.global_step}")
@@ -31,15 +33,25 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]
 def load_finished(trainer: Trainer, config: RunConfig, checkpoint: Path) -> None:
     """Put the weights and the state of a finished run into `trainer`, which would do one step too many itself."""
     weights = best_checkpoint(checkpoint) if config.load_best_model_at_end else checkpoint
-    trainer._load_from_checkpoint(str(weights))
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    if config.parallel is not None and config.parallel.strategy != "ddp":
+        # Shares can be read once the model is shared out, as at the begin of training.
+        trainer._prepare_for_training(trainer.state.max_steps, None, str(weights))
+    else:
+        trainer._load_from_checkpoint(str(weights))
 
 
-def save_final(trainer: Trainer, folder: Path) -> None:
-    """Write the adapter, or the whole model, and the tokenizer with its chat template; `folder` appears whole."""
-    unfinished = folder.with_name(f".{folder.name}")
-    for old in (unfinished, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
-    trainer.processing_class.save_pretrained(unfinished)
-    unfinished.rename(folder)
+def save_final(trainer: Trainer, config: RunConfig, folder: Path) -> None:
+    """Write the adapter, or the whole model, and the tokenizer with its chat template; `folder` appears whole.
+
+    All processes take part, the first one writes. Raises EnvironmentFault if its memory cannot hold the weights.
+    """
+    weights = whole_weights(trainer, config)
+    if rank() == 0:
+        unfinished = folder.with_name(f".{folder.name}")
+        for old in (unfinished, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished, state_dict=weights)
+        trainer.processing_class.save_pretrained(unfinished)
+        unfinished.rename(folder)
+    wait_for_all()
