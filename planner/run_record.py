@@ -68,10 +68,11 @@ class Result(_Part):
 
 
 class Recovery(_Part):
-    """One time that memory ended, and what the run gave up to go on."""
+    """One time that memory ended or a process was lost, and what the run gave up to go on."""
 
     time: str = Field(description="ISO 8601 in UTC")
     moment: Moment = Field(description="what the run was doing")
+    lost: str | None = Field(default=None, description="the process that was killed; None: memory ended")
     step: int = Field(description="optimizer steps done by then")
     resumed_from: int = Field(description="step of the checkpoint that the run went on from; 0: from the start")
     changes: dict[str, tuple[Any, Any]] = Field(description="knobs that changed: before, after")
@@ -86,7 +87,9 @@ class RunRecord(_Part):
     measured: Measured
     environment: Environment
     result: Result
-    recoveries: tuple[Recovery, ...] = Field(default=(), description="the ends of memory that the run outlived")
+    recoveries: tuple[Recovery, ...] = Field(
+        default=(), description="the ends of memory and losses of a process that the run outlived"
+    )
 
     @classmethod
     def parse(cls, line: str) -> Self:

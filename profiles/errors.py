@@ -9,6 +9,7 @@ FituneError                     a sentence for the user, and a way out; never a 
 |  `- DataError                 a data file that cannot be trained on
 `- RunError                     good input, but the work failed                  exit code 1
    |- EnvironmentFault          driver, library or hardware that is missing or does not match
+   |- ProcessLost               another process of the run is gone, so this one cannot go on
    `- OutOfMemory              the run met the end of the card's memory
 """
 
@@ -64,6 +65,14 @@ class RunError(FituneError):
 
 class EnvironmentFault(RunError):  # noqa: N818
     """A driver, library or card that is missing or does not match the others."""
+
+
+class ProcessLost(RunError):  # noqa: N818
+    """Another process of the run is gone, so this one cannot go on after `step` steps."""
+
+    def __init__(self, message: str, hint: str | None = None, *, step: int = 0) -> None:
+        super().__init__(message, hint)
+        self.step = step
 
 
 class OutOfMemory(RunError):  # noqa: N818

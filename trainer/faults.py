@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from planner.run_config import RunConfig
-from profiles.errors import Moment, OutOfMemory, RunError
+from profiles.errors import Moment, OutOfMemory, ProcessLost, RunError
 from trainer.agreement import largest
 from trainer.checkpoints import way_on
 from trainer.interruption import Interruption
@@ -95,9 +95,10 @@ def explain(error: BaseException, config: RunConfig, where: Where) -> RunError |
             hint=f"free some space; {way_on(where.checkpoint, where.run_file)}",
         )
     if isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in GLOO_ALONE):
-        return RunError(
+        return ProcessLost(
             f"another process of the run ended {where.during(moment_of(error))}, so this one cannot go on",
             hint=way_on(where.checkpoint, where.run_file),
+            step=where.step,
         )
     return None
 

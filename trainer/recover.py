@@ -1,7 +1,11 @@
-"""Survives the end of memory: a fresh process goes on from the last checkpoint, one rung down the ladder. No torch."""
+"""Survives the end of memory, or of one of several processes: fresh ones go on from the last checkpoint. No torch.
+
+After the end of memory they take one rung down the ladder.
+"""
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,46 +29,63 @@ Train = Callable[[RunConfig, Path, bool], Ending]
 """Runs a process that trains a configuration, kept in a run file, from the start or (True) from its checkpoint."""
 
 
-def survive(config: RunConfig, run_file: Path, *, resume: bool, max_restarts: int, train: Train) -> int:
-    """Train to the end with at most `max_restarts` fresh starts after memory ended; the exit code.
+def survive(
+    config: RunConfig, run_file: Path, *, resume: bool, max_restarts: int, train: Train, leads: bool = True
+) -> int:
+    """Train to the end, with fresh starts after memory ended or one of several processes was lost; the exit code.
 
-    A restart keeps the effective batch, the learning rate and the order of the data. What changed is told on stderr,
-    kept in the record, and written as the run file of the run folder.
+    There are at most `max_restarts`. A restart keeps the effective batch, the learning rate and the order of the data.
+    What changed is told on stderr, kept in the record, and written as the run file of the run folder. Of several
+    machines, one `leads` and does that; the others decide the same from what all have told.
     """
-    restarts = 0
+    restarts, lost_at = 0, None
     while True:
         ending = train(config, run_file, resume)
-        if ending.out_of_memory is None:
-            return _last_word(ending, config, run_file)
-        rung = next_rung(config, ending.out_of_memory)
-        if rung is None or restarts == max_restarts:
-            left = way_on(last_checkpoint(Path(config.output_dir)), run_file)
-            sys.stderr.write(f"\nhint: {advice(config, ending.out_of_memory)}; {left}\n")
-            return ending.exit_code or 1
+        checkpoint = last_checkpoint(Path(config.output_dir))
+        if ending.out_of_memory is not None:
+            after = next_rung(config, ending.out_of_memory)
+        else:
+            # Lost twice without a step forward: the third time would be no better.
+            after = config if ending.lost and (lost_at is None or checkpoint != lost_at.checkpoint) else None
+            lost_at = _Loss(checkpoint)
+        if after is None or restarts == max_restarts:
+            return _last_word(ending, config, run_file, checkpoint)
         restarts += 1
-        config, run_file, resume = _go_down(config, rung, ending, restarts)
+        resume = checkpoint is not None
+        if leads:
+            _go_on(config, after, ending, restarts)
+        config, run_file = after, Path(config.output_dir) / CONFIG_FILE
 
 
-def _go_down(config: RunConfig, rung: RunConfig, ending: Ending, restarts: int) -> tuple[RunConfig, Path, bool]:
-    """Write and tell the change from `config` to `rung`; what the next process is started with."""
-    assert ending.out_of_memory is not None
-    output_dir = Path(config.output_dir)
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """The loss of a process, when this was the newest checkpoint."""
+
+    checkpoint: Path | None
+
+
+def _go_on(before: RunConfig, after: RunConfig, ending: Ending, restarts: int) -> None:
+    """Write and tell what the next processes are started with, and why."""
+    output_dir = Path(before.output_dir)
     checkpoint = last_checkpoint(output_dir)
-    changed = changes(config, rung)
+    changed = changes(before, after)
     recovery = Recovery(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        moment=ending.out_of_memory,
+        moment=ending.out_of_memory or "training",
+        lost=ending.lost,
         step=ending.step,
         resumed_from=step_of(checkpoint) if checkpoint else 0,
         changes=changed,
     )
     append_recovery(recovery, output_dir)
-    _predict_anew(rung, output_dir / PREDICTION_FILE)
-    run_file = output_dir / CONFIG_FILE
-    write_run_file(rung, run_file, ["The run in this folder, as it goes on after memory ended."])
+    if changed:
+        _predict_anew(after, output_dir / PREDICTION_FILE)
+    write_run_file(after, output_dir / CONFIG_FILE, ["The run in this folder, as it goes on after a restart."])
     start = f"from {checkpoint}" if checkpoint else "from the start"
-    sys.stderr.write(f"restart {restarts}, {start}, with {in_words(changed)}\n")
-    return rung, run_file, checkpoint is not None
+    if ending.lost:
+        sys.stderr.write(f"{ending.lost}, and the others of the run were ended; restart {restarts}, {start}\n")
+    else:
+        sys.stderr.write(f"restart {restarts}, {start}, with {in_words(changed)}\n")
 
 
 def _predict_anew(config: RunConfig, path: Path) -> None:
@@ -81,12 +102,20 @@ def _predict_anew(config: RunConfig, path: Path) -> None:
     path.write_text(Prediction.model_validate(prediction.figures).model_dump_json(), encoding="utf-8")
 
 
-def _last_word(ending: Ending, config: RunConfig, run_file: Path) -> int:
-    """The exit code of a process that memory did not end; one that could not tell anything is told of here."""
+def _last_word(ending: Ending, config: RunConfig, run_file: Path, checkpoint: Path | None) -> int:
+    """Tell what a process could not tell of its end; the exit code of the run."""
+    left = way_on(checkpoint, run_file)
+    if ending.out_of_memory is not None:
+        sys.stderr.write(f"\nhint: {advice(config, ending.out_of_memory)}; {left}\n")
+        return ending.exit_code or 1
     if ending.exit_code is not None:
         return ending.exit_code
-    sys.stderr.write(
-        "error: the training process ended without a result; if nothing above says why, the system killed it, "
-        f"most often for lack of memory\n\nhint: {way_on(last_checkpoint(Path(config.output_dir)), run_file)}\n"
-    )
+    if ending.lost:
+        what = f"{ending.lost}, most often by the system for lack of memory, and the others of the run were ended"
+    else:
+        what = (
+            "the training process ended without a result; if nothing above says why, the system killed it, "
+            "most often for lack of memory"
+        )
+    sys.stderr.write(f"error: {what}\n\nhint: {left}\n")
     return 1
