@@ -12,10 +12,11 @@ from rich.table import Table
 from planner.run_file import read_run_file
 from planner.run_record import RunRecord
 from planner.units import format_bytes
-from profiles.errors import FituneError, InputError, OutOfMemory
+from profiles.errors import FituneError, InputError, OutOfMemory, ProcessLost
 from trainer.interruption import Interrupted, Interruption, handling
+from trainer.layout import engine_variables
 from trainer.notices import hold_back_notices
-from trainer.ranks import rank
+from trainer.ranks import check_world_size, rank
 from trainer.record import PREDICTION_FILE, read_prediction
 from trainer.training_process import STATUS_FILE, report
 
@@ -33,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error, hint=STATUS_FILE not in os.environ)
         report(exit_code=error.exit_code, out_of_memory=error.moment, step=error.step)
         return error.exit_code
+    except ProcessLost as error:
+        if STATUS_FILE not in os.environ:
+            _tell(error)
+        # The launcher says it once for all.
+        report(exit_code=error.exit_code, bereft=True, step=error.step)
+        return error.exit_code
     report(exit_code=exit_code)
     return exit_code
 
@@ -44,6 +51,8 @@ def _train(run_file: Path, resume: bool) -> int:
         with handling(interruption.receive):
             report(pid=os.getpid())
             config = read_run_file(run_file)
+            check_world_size(config)
+            os.environ.update(engine_variables(config))
             prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
             hold_back_notices()
             # The libraries take seconds to import; a mistake in the run file is told before.
@@ -51,7 +60,7 @@ def _train(run_file: Path, resume: bool) -> int:
             from trainer.run import Job, run
 
             record = run(Job(config, run_file, prediction, resume), choose_display(console), interruption, console)
-    except OutOfMemory:
+    except (OutOfMemory, ProcessLost):
         raise
     except FituneError as error:
         if rank() == 0 or not isinstance(error, InputError):

@@ -1,4 +1,8 @@
-"""Ctrl-C and its relatives: the first one lets a step end, the second one does not. Needs no torch."""
+"""Ctrl-C and its relatives: the first one lets a step end, the second one does not. Needs no torch.
+
+SIGUSR1 is what schedulers send before the time is over. It may come to several processes of a run at once, so it is
+never "the second one".
+"""
 
 import signal
 import sys
@@ -8,7 +12,7 @@ from types import FrameType
 
 from trainer.ranks import rank
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -47,6 +51,8 @@ class Interruption:
 
     def receive(self, number: int, _: FrameType | None) -> None:
         """Handle one signal."""
+        if number == signal.SIGUSR1 and self.signal_number is not None:
+            return
         if not self.in_step or self.signal_number is not None:
             raise Interrupted(number)
         self.signal_number = number

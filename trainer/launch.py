@@ -1,10 +1,12 @@
-"""Checks a run and starts the process that trains it; the exit code is that of the training. Needs no torch.
+"""Checks a run and starts the processes that train it; the exit code is that of the training. Needs no torch.
 
-`python -m trainer.launch RUN_FILE [--resume] [--dry-run] [--max-restarts N] [--prediction FILE]`
+`python -m trainer.launch RUN_FILE [--resume] [--auto-resume] [--dry-run] [--max-restarts N] [--prediction FILE]`, and
+of several machines `[--node-rank N] [--master-addr HOST] [--master-port PORT]`
 """
 
 import argparse
 import importlib.util
+import itertools
 import shutil
 import signal
 import sys
@@ -15,10 +17,12 @@ from planner.run_config import DTYPE_BYTES, RunConfig
 from planner.run_file import read_run_file
 from planner.units import format_bytes
 from profiles.errors import ConfigError, DataError, EnvironmentFault, FituneError
-from trainer.checkpoints import checkpoint_to_resume, holds_a_run
+from trainer.checkpoints import FINAL, checkpoint_to_resume, holds_a_run, last_checkpoint
+from trainer.layout import check_layout
+from trainer.meeting import Meeting, find_meeting
 from trainer.model_name import weights_name
 from trainer.record import PREDICTION_FILE, RECOVERIES_FILE
-from trainer.recover import MAX_RESTARTS, survive
+from trainer.recover import MAX_RESTARTS, Train, survive
 from trainer.training_process import Ending, run_training, training_command
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
@@ -34,10 +38,12 @@ def launch(
     dry_run: bool = False,
     max_restarts: int = MAX_RESTARTS,
     prediction: Path | None = None,
+    meeting: Meeting | None = None,
 ) -> int:
     """Train what `config`, read from `run_file`, says; the trainer's exit code.
 
-    Where memory ends, the run goes on with less, at most `max_restarts` times.
+    Where memory ends, or a process of several is lost, the run goes on, at most `max_restarts` times. `meeting` is
+    where several machines meet; each of them launches.
 
     `prediction` is a file in the form of `planner.run_record.Prediction`, whose figures are shown beside the measured.
     A dry run checks, prints the command to stdout and changes nothing; it may leave the data open, as a plan may.
@@ -50,26 +56,47 @@ def launch(
             sys.stderr.write(
                 "note: the run file has no data section yet; add `data: {path: FILE}` before you launch it\n"
             )
-        sys.stdout.write(f"{training_command(config, run_file, resume=resume)}\n")
+        sys.stdout.write(f"{training_command(config, run_file, resume=resume, meeting=meeting)}\n")
         return 0
     output_dir = Path(config.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    leads = meeting is None or meeting.node_rank == 0
+    if leads:
+        _leave_what_is_expected(output_dir, resume, prediction)
+    trained = _trained_at(meeting, output_dir)
+    return survive(config, run_file, resume=resume, max_restarts=max_restarts, train=trained, leads=leads)
+
+
+def _leave_what_is_expected(output_dir: Path, resume: bool, prediction: Path | None) -> None:
+    """Put the prediction where the trainer finds it; what is left of another run must not be taken for this one's."""
     if prediction is not None:
         shutil.copyfile(prediction, output_dir / PREDICTION_FILE)
     elif not resume:
         (output_dir / PREDICTION_FILE).unlink(missing_ok=True)
     if not resume:
         (output_dir / RECOVERIES_FILE).unlink(missing_ok=True)
-    return survive(config, run_file, resume=resume, max_restarts=max_restarts, train=_train)
 
 
-def _train(config: RunConfig, run_file: Path, resume: bool) -> Ending:
-    return run_training(training_command(config, run_file, resume=resume))
+def _trained_at(meeting: Meeting | None, output_dir: Path) -> Train:
+    """What trains at this machine's place among several; they tell each other in the run folder how it went."""
+    starts = itertools.count()
+
+    def train(config: RunConfig, run_file: Path, resume: bool) -> Ending:
+        if meeting is None:
+            return run_training(training_command(config, run_file, resume=resume))
+        restarts = next(starts)
+        status = output_dir / ".status" / str(restarts) / str(meeting.node_rank)
+        status.parent.mkdir(parents=True, exist_ok=True)
+        status.unlink(missing_ok=True)
+        return run_training(training_command(config, run_file, resume=resume, meeting=meeting.again(restarts)), status)
+
+    return train
 
 
 def check(config: RunConfig, *, resume: bool) -> None:
     """Refuse a run that cannot begin here. Raises InputError or EnvironmentFault."""
     output_dir = Path(config.output_dir)
+    check_layout(config)
     if config.data is None:
         raise ConfigError("the run file has no data section", hint="add `data: {path: FILE}`")
     if not Path(config.data.path).exists():
@@ -82,7 +109,11 @@ def check(config: RunConfig, *, resume: bool) -> None:
             hint="continue that run with --resume, or choose another output_dir",
         )
     weights_name(config.model)
-    missing = [name for name in PACKAGES + _quantizer(config) if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in PACKAGES + _quantizer(config) + _engine(config) if importlib.util.find_spec(name) is None
+    ]
+    if missing == ["deepspeed"]:
+        raise EnvironmentFault("the zero strategies need deepspeed", hint="pip install deepspeed, or use strategy fsdp")
     if missing:
         raise EnvironmentFault(f"training needs {', '.join(missing)}", hint="pip install 'fitune[train]'")
     for name in config.report_to:
@@ -94,9 +125,19 @@ def check(config: RunConfig, *, resume: bool) -> None:
     _check_disk(config)
 
 
+def is_done(config: RunConfig) -> bool:
+    """Whether the run folder has the result of a run."""
+    return (Path(config.output_dir) / FINAL).is_dir()
+
+
 def _quantizer(config: RunConfig) -> tuple[str, ...]:
     """The package that holds quantized weights or 8-bit optimizer states, if the run has them."""
     return ("bitsandbytes",) if config.quantization is not None or "8bit" in config.optim else ()
+
+
+def _engine(config: RunConfig) -> tuple[str, ...]:
+    """The package of the engine by which cards share a run, where torch is not enough."""
+    return ("deepspeed",) if config.parallel is not None and config.parallel.strategy.startswith("zero") else ()
 
 
 def _check_disk(config: RunConfig) -> None:
@@ -125,15 +166,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.launch", description="Launch what a run file says.")
     parser.add_argument("run_file", type=Path)
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
+    parser.add_argument("--auto-resume", action="store_true", help="the same where there is one, else start")
     parser.add_argument("--dry-run", action="store_true", help="check, print the command, change nothing")
     parser.add_argument("--max-restarts", type=int, default=MAX_RESTARTS, help="restarts after memory ended")
     parser.add_argument("--prediction", type=Path, help="JSON file with the predicted figures")
+    parser.add_argument("--node-rank", type=int, help="number of this machine, from 0")
+    parser.add_argument("--master-addr", help="address of machine 0")
+    parser.add_argument("--master-port", type=int, help="port at which the machines meet")
     arguments = parser.parse_args(argv)
     try:
+        config = read_run_file(arguments.run_file)
+        resume = arguments.resume
+        if arguments.auto_resume:
+            if is_done(config):
+                sys.stderr.write(f"done before: {config.output_dir}/{FINAL}\n")
+                return 0
+            resume = last_checkpoint(Path(config.output_dir)) is not None
         return launch(
-            read_run_file(arguments.run_file),
+            config,
             arguments.run_file,
-            resume=arguments.resume,
+            resume=resume,
+            meeting=find_meeting(config, arguments.node_rank, arguments.master_addr, arguments.master_port),
             dry_run=arguments.dry_run,
             max_restarts=arguments.max_restarts,
             prediction=arguments.prediction,

@@ -1,24 +1,60 @@
-"""Starts a process for each card by the launcher of torch: `python -m trainer.process_per_card NUM_CARDS ARGUMENT...`.
+"""Starts a process for each card of this machine: `python -m trainer.process_per_card TORCHRUN_ARGUMENT...`.
 
-The arguments are those of `python -m trainer`. What torch would say of a process that failed is held back, since that
-process has said it.
+It is torchrun, and says in a sentence what kept it from starting or which process was killed. What a process has said
+of its own failure is not said again.
 """
 
 import logging
+import signal
 import sys
 
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.run import get_args_parser, run
+
+from trainer.training_process import report
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+"""What ends a process on request: the launcher's own, when another process has failed."""
 
 
-def start(num_cards: str, *arguments: str) -> int:
+def start(*arguments: str) -> int:
     """Run the processes to their end; 1 if one of them failed."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # A scheduler may send it to every process of the job; it is meant for those that train.
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    parsed = get_args_parser().parse_args(arguments)
     try:
-        main(["--standalone", "--nproc_per_node", num_cards, "--module", "trainer", *arguments])
-    except ChildFailedError:
+        run(parsed)
+    except ChildFailedError as error:
+        killed = [told for number, one in sorted(error.failures.items()) if (told := _killed(number, one))]
+        if killed:
+            report(lost=killed[0])
+        return 1
+    except (DistNetworkError, DistStoreError, RendezvousError) as error:
+        report(exit_code=1)
+        sys.stderr.write(_not_met(str(error), f"{parsed.master_addr}:{parsed.master_port}", parsed.nnodes))
         return 1
     return 0
+
+
+def _killed(number: int, failure: ProcessFailure) -> str | None:
+    """That the process was killed, in words; None if it ended by itself or on request."""
+    if failure.exitcode >= 0 or -failure.exitcode in PASSED_ON:
+        return None
+    return f"process {number} was killed by {signal.Signals(-failure.exitcode).name}"
+
+
+def _not_met(reason: str, place: str, num_nodes: str) -> str:
+    """Why the processes did not find each other."""
+    if "EADDRINUSE" in reason or "address already in use" in reason:
+        return f"error: {place} is in use by another program\n\nhint: give another --master-port on all machines\n"
+    return (
+        f"error: the {num_nodes} machines did not meet at {place}: {' '.join(reason.split())[:200]}\n\n"
+        "hint: look whether all were started, with the same --master-addr and --master-port, each with a --node-rank "
+        "of its own, and whether a firewall is between them\n"
+    )
 
 
 if __name__ == "__main__":

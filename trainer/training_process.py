@@ -16,6 +16,7 @@ from typing import Any
 from planner.run_config import RunConfig
 from profiles.errors import Moment
 from trainer.interruption import handling
+from trainer.meeting import Meeting
 
 STATUS_FILE = "FITUNE_STATUS_FILE"
 """Variable that names the file in which the trainer leaves its process number, and how it ended, as lines of JSON."""
@@ -37,19 +38,27 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a training process ended; `exit_code` is None where it was killed before it could tell.
+    """How training ended; `exit_code` is None where no process could tell, and none did what it was to do.
 
-    `out_of_memory` is what it was doing when memory ended, None if that was not the reason; `step` the steps done then.
+    `out_of_memory` is what a process was doing when memory ended, None if that was not the reason; `step` the steps
+    done then. `lost` is which of several processes was killed, in words, None if none was.
     """
 
     exit_code: int | None
     out_of_memory: Moment | None = None
     step: int = 0
+    lost: str | None = None
 
 
-def training_command(config: RunConfig, run_file: Path, *, resume: bool = False) -> Command:
-    """What is started for this run: one process on one card or on the CPU, or one for each card."""
-    argv = [sys.executable, "-m", *(_one_process(config) if config.num_gpus == 1 else _process_per_card(config))]
+def training_command(
+    config: RunConfig, run_file: Path, *, resume: bool = False, meeting: Meeting | None = None
+) -> Command:
+    """What is started for this run: one process on one card or on the CPU, or one for each card of this machine.
+
+    `meeting` is where several machines meet.
+    """
+    starter = _one_process(config) if config.world_size == 1 else _process_per_card(config, meeting)
+    argv = [sys.executable, "-m", *starter]
     argv += [str(run_file)] + ["--resume"] * resume
     env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if config.gpu is None:
@@ -70,9 +79,15 @@ def _one_process(config: RunConfig) -> list[str]:
     return [*argv, *["--cpu"] * (config.gpu is None), "--module", "trainer"]
 
 
-def _process_per_card(config: RunConfig) -> list[str]:
+def _process_per_card(config: RunConfig, meeting: Meeting | None) -> list[str]:
     # accelerate starts the same launcher on cards, but on CPUs it would ask for MPI.
-    return ["trainer.process_per_card", str(config.num_gpus)]
+    argv = ["trainer.process_per_card", "--nproc-per-node", str(config.num_gpus)]
+    if meeting is None:
+        argv.append("--standalone")
+    else:
+        argv += ["--nnodes", str(config.num_nodes), "--node-rank", str(meeting.node_rank)]
+        argv += ["--master-addr", meeting.address, "--master-port", str(meeting.port)]
+    return [*argv, "--module", "trainer"]
 
 
 def _threads() -> int:
@@ -80,10 +95,13 @@ def _threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
-def run_training(command: Command) -> Ending:
-    """Run `command` to its end, and pass signals on to the trainer below it."""
+def run_training(command: Command, status: Path | None = None) -> Ending:
+    """Run `command` to its end, and pass signals on to the trainer below it.
+
+    `status` is the file of this machine in a folder that several machines share, where each tells how it went.
+    """
     with tempfile.TemporaryDirectory(prefix="fitune-") as folder:
-        status = Path(folder) / "status"
+        status = status or Path(folder) / "status"
         env = {**os.environ, **command.env, STATUS_FILE: str(status)}
         # In a group of its own, so that Ctrl-C reaches the trainer once, from here, and not accelerate's process.
         process = subprocess.Popen(command.argv, env=env, process_group=0)
@@ -102,18 +120,26 @@ def run_training(command: Command) -> Ending:
 
         with handling(forward):
             process.wait()
-        ending = read_ending(status)
+        ending = read_ending(*sorted(status.parent.iterdir()))
     return Ending(128 + killed_by) if ending.exit_code is None and killed_by is not None else ending
 
 
-def read_ending(status: Path) -> Ending:
+def read_ending(*statuses: Path) -> Ending:
     """How the trainer ended, by its own account; of several processes that of the one that failed."""
-    last_words = [fact for fact in _status(status) if "exit_code" in fact]
-    if not last_words:
-        return Ending(None)
+    facts = [fact for status in statuses for fact in _status(status)]
+    last_words = [fact for fact in facts if "exit_code" in fact]
     # The others are stopped when one has failed; what they say of that is no reason.
-    reason = max(last_words, key=lambda fact: ("out_of_memory" in fact, fact["exit_code"] in (1, 2)))
-    return Ending(reason["exit_code"], reason.get("out_of_memory"), reason.get("step", 0))
+    memory = next((words for words in last_words if "out_of_memory" in words), None)
+    if memory is not None:
+        return Ending(memory["exit_code"], memory["out_of_memory"], memory["step"])
+    failures = [words["exit_code"] for words in last_words if words["exit_code"] in (1, 2) and "bereft" not in words]
+    if failures:
+        return Ending(failures[0])
+    lost = next((fact["lost"] for fact in facts if "lost" in fact), None)
+    bereft = [words["step"] for words in last_words if "bereft" in words]
+    if lost is not None or bereft:
+        return Ending(None, step=max(bereft, default=0), lost=lost or "a process of the run was killed")
+    return Ending(max((words["exit_code"] for words in last_words), default=None))
 
 
 def report(**facts: object) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Annotated
@@ -31,12 +31,33 @@ MaxRestarts = Annotated[
         "--max-restarts",
         metavar="N",
         min=0,
-        help="Fresh starts after memory ended; as many as help, if not given.",
+        help="Fresh starts after memory ended or a process was lost; as many as help, if not given.",
+        show_default=False,
+    ),
+]
+NodeRank = Annotated[
+    int | None,
+    typer.Option(
+        "--node-rank", metavar="N", min=0, help="Of several machines: this one's number, from 0.", show_default=False
+    ),
+]
+MasterAddr = Annotated[
+    str | None,
+    typer.Option("--master-addr", metavar="HOST", help="Of several machines: where machine 0 is.", show_default=False),
+]
+MasterPort = Annotated[
+    int | None,
+    typer.Option(
+        "--master-port",
+        metavar="PORT",
+        min=1,
+        max=65535,
+        help="Of several machines: the port there, 29500 if not given.",
         show_default=False,
     ),
 ]
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def launch(
@@ -44,9 +65,15 @@ def launch(
         Path, typer.Argument(metavar="RUN_FILE", help="Written by `fitune plan`, or by hand.", show_default=False)
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="The same where there is one, else start: for jobs that come again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the command; change nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
     max_restarts: MaxRestarts = None,
+    node_rank: NodeRank = None,
+    master_addr: MasterAddr = None,
+    master_port: MasterPort = None,
     json: Json = False,
 ) -> int:
     """Train what a run file says, if it is predicted to fit.
@@ -58,13 +85,18 @@ def launch(
     checkpointing; the effective batch, the learning rate and the order of the data stay. The run folder keeps the
     prediction and, at the end, a record of predicted and measured.
 
-    The first Ctrl-C or SIGTERM lets the step end and writes a checkpoint; the second one stops at once. --resume goes
-    on from the newest checkpoint that is whole.
+    The first Ctrl-C or SIGTERM lets the step end and writes a checkpoint; the second one stops at once. SIGUSR1 is
+    for schedulers: it does as the first one, however often it comes. --resume goes on from the newest checkpoint that
+    is whole, also with another number of cards.
+
+    A run on several machines is launched on each, with a folder for output_dir that they share. Where a process is
+    lost, all go on from the last checkpoint.
 
     \b
     Examples:
       fitune launch run.yaml --dry-run
       fitune launch run.yaml --resume
+      fitune launch run.yaml --node-rank 1 --master-addr node0
     """
     from planner.run_file import read_run_file
 
@@ -85,7 +117,14 @@ def launch(
             jsonlib.dump(prediction.figures, file)
             file.flush()
         figures = Path(file.name) if prediction is not None else None
-        argv = trainer_argv(run_file, figures, resume=resume, dry_run=dry_run, max_restarts=max_restarts)
+        flags = {"--resume": resume, "--auto-resume": auto_resume, "--dry-run": dry_run}
+        values = {
+            "--max-restarts": max_restarts,
+            "--node-rank": node_rank,
+            "--master-addr": master_addr,
+            "--master-port": master_port,
+        }
+        argv = trainer_argv(run_file, figures, flags, values)
         # With --json, stdout is for the one object; what the trainer prints there goes beside it.
         exit_code = run_process(argv, sys.stderr if json else None)
     if json:
@@ -96,13 +135,16 @@ def launch(
 
 
 def trainer_argv(
-    run_file: Path, prediction_file: Path | None, *, resume: bool, dry_run: bool, max_restarts: int | None = None
+    run_file: Path,
+    prediction_file: Path | None,
+    flags: Mapping[str, bool],
+    values: Mapping[str, object],
 ) -> list[str]:
-    """The command that starts the trainer's launcher."""
+    """The command that starts the trainer's launcher, with the options that are given."""
     argv = [sys.executable, "-m", "trainer.launch", str(run_file)]
-    argv += ["--prediction", str(prediction_file)] if prediction_file else []
-    argv += ["--max-restarts", str(max_restarts)] if max_restarts is not None else []
-    return argv + ["--resume"] * resume + ["--dry-run"] * dry_run
+    given = {"--prediction": prediction_file, **values}
+    argv += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    return argv + [name for name, on in flags.items() if on]
 
 
 def run_process(argv: Sequence[str], stdout: IO[str] | None = None) -> int:

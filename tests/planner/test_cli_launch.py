@@ -38,7 +38,8 @@ def started(monkeypatch):
 
 
 def test_the_trainer_is_another_process():
-    argv = trainer_argv(Path("run.yaml"), Path("p.json"), resume=True, dry_run=True, max_restarts=3)
+    flags = {"--resume": True, "--auto-resume": False, "--dry-run": True}
+    argv = trainer_argv(Path("run.yaml"), Path("p.json"), flags, {"--max-restarts": 3, "--node-rank": None})
     start = [sys.executable, "-m", "trainer.launch"]
     options = ["--prediction", "p.json", "--max-restarts", "3", "--resume", "--dry-run"]
     assert argv == [*start, "run.yaml", *options]

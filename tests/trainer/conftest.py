@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs, RunConfig
+from tests.trainer.injected import Launcher
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_model(folder / "model")
     write_tiny_data(folder / "data.jsonl", num_rows=48)
     return folder
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Launches runs in processes that have the libraries loaded."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        yield Launcher(tmp_path_factory.mktemp("launches"))
 
 
 @pytest.fixture

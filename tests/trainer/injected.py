@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
+from trainer.ranks import rank
 from trainer.recover import survive
 from trainer.training_process import STATUS_FILE, Ending, read_ending
 
@@ -44,7 +46,10 @@ class Attempt:
 
 
 class Launcher:
-    """Launches runs as `trainer.launch` does, in processes of a server; `fault` strikes once."""
+    """Launches runs as `trainer.launch` does, in processes of a server; `fault` strikes once, in the last one of a run.
+
+    The processes of a run that has several find each other as torchrun would tell them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -65,9 +70,14 @@ class Launcher:
             status = place / "status"
             status.unlink(missing_ok=True)
             argv = [str(run_file), *["--resume"] * resume]
-            process = self._server.Process(target=_train, args=(argv, status, place, fault))
-            process.start()
-            process.join()
+            processes = [
+                self._server.Process(target=_train, args=(argv, status, place, fault, places))
+                for places in _places(config.world_size)
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
             return read_ending(status)
 
         code = survive(config, run_file, resume=resume, max_restarts=10, train=train)
@@ -77,23 +87,34 @@ class Launcher:
         return Attempt(code, _text(place / "said"), steps, struck_at, time.time())
 
 
+def _places(world_size: int) -> list[dict[str, str]]:
+    """What torchrun tells each process of a run; one alone is told nothing."""
+    if world_size == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    shared = {**meeting, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+
+
 def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _train(argv: list[str], status: Path, place: Path, fault: str | None) -> None:
+def _train(argv: list[str], status: Path, place: Path, fault: str | None, told: dict[str, str]) -> None:
     """The process: what `python -m trainer` is, with a fault."""
     import torch
 
     from trainer.__main__ import main
 
     os.environ[STATUS_FILE] = str(status)
+    os.environ.update(told)
     said = (place / "said").open("a")
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
     torch.set_num_threads(1)
     _note_steps(place / "steps")
-    if fault is not None:
+    if fault is not None and rank() == int(told.get("WORLD_SIZE", "1")) - 1:
         FAULTS[fault](place / "struck")
     sys.exit(main(argv))
 

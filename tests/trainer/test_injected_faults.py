@@ -11,7 +11,7 @@ import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs, RunConfig
 from profiles.errors import ConfigError
-from tests.trainer.injected import STEP, Attempt, Launcher
+from tests.trainer.injected import STEP, Attempt
 from trainer.checkpoints import last_checkpoint
 from trainer.ladder import next_rung
 from trainer.launch import check
@@ -74,13 +74,6 @@ CASES = (
     Case("SIGTERM in a step", 143, "SIGTERM", lost=2, harm=truncate, name="the newest checkpoint is cut short"),
     Case("SIGTERM in a step", 143, "SIGTERM", lost=2, harm=lose_states, name="the newest checkpoint lost a file"),
 )
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_HUB_OFFLINE", "1")
-        yield Launcher(tmp_path_factory.mktemp("launches"))
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,8 @@ def test_several_cards_get_a_process_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     command = training_command(RunConfig(model="m", lora=LoraKnobs(), gpu="t4", num_gpus=2), RUN)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "4,5"
-    assert command.argv[1:] == ("-m", "trainer.process_per_card", "2", "run file.yaml")
+    starter = ("-m", "trainer.process_per_card", "--nproc-per-node", "2", "--standalone", "--module", "trainer")
+    assert command.argv[1:] == (*starter, "run file.yaml")
 
 
 def test_the_command_ends_with_the_trainer_and_its_arguments():

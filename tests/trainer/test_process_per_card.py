@@ -1,14 +1,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistNetworkError
 
+from planner.run_config import ParallelKnobs
 from planner.run_file import write_run_file
+from trainer import process_per_card
 from trainer.checkpoints import last_checkpoint
 from trainer.record import read_records
 
@@ -17,50 +21,68 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def logged_losses(output_dir):
-    lines = [json.loads(line) for line in Path(output_dir, "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
-
-
-def launched(run_file, *options, stop_at=None):
-    """Exit code and stderr of a launch; a line that begins with `stop_at` is answered by SIGTERM."""
-    argv = [sys.executable, "-m", "trainer.launch", str(run_file), *options]
+def machine(run_file, node_rank, port):
+    """A launch of `run_file` as one of two machines."""
+    argv = [sys.executable, "-m", "trainer.launch", str(run_file), "--node-rank", str(node_rank)]
+    argv += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+    return subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def trainer_of(output_dir, node_rank):
+    """Number of the process that trains on a machine."""
+    return json.loads((output_dir / ".status" / "0" / str(node_rank)).read_text().splitlines()[0])["pid"]
+
+
+def test_two_machines_go_on_after_the_loss_of_a_process_and_stop_when_one_is_told_to(tiny_config, tmp_path):
+    knobs = {"max_length": 32, "gradient_checkpointing": False, "max_steps": 500, "save_steps": 3}
+    config = tiny_config(**knobs, num_nodes=2, parallel=ParallelKnobs(strategy="fsdp"))
+    output_dir = Path(config.output_dir)
+    write_run_file(config, tmp_path / "run.yaml")
+    port = free_port()
+    said = []
+    with machine(tmp_path / "run.yaml", 0, port) as first, machine(tmp_path / "run.yaml", 1, port) as second:
         # If the run never ends, reading its output must.
-        watchdog = threading.Timer(240, run.kill)
+        watchdog = threading.Timer(240, lambda: (first.kill(), second.kill()))
         watchdog.start()
-        lines = []
-        for line in run.stderr:
-            lines.append(line)
-            if stop_at and line.startswith(stop_at):
-                run.send_signal(signal.SIGTERM)
+        for line in first.stderr:
+            said.append(line)
+            if line.startswith("step 4/") and not any("restart" in one for one in said):
+                os.kill(trainer_of(output_dir, 1), signal.SIGKILL)
+            elif line.startswith("step 5/") and any("restart" in one for one in said):
+                second.send_signal(signal.SIGUSR1)
+        told = second.stderr.read()
         watchdog.cancel()
-    return run.returncode, "".join(lines)
-
-
-def test_two_processes_that_are_stopped_and_resumed_learn_as_one_with_twice_the_accumulation(
-    tiny_config, train, tmp_path
-):
-    knobs = {"max_steps": 12, "save_steps": 20, "max_length": 32, "gradient_checkpointing": False}
-    one = tiny_config(**knobs, gradient_accumulation_steps=2, output_dir=str(tmp_path / "one"))
-    train(one)
-    two = tiny_config(**knobs, num_gpus=2, output_dir=str(tmp_path / "two"))
-    assert two.effective_batch_size == one.effective_batch_size
-    run_file = tmp_path / "two.yaml"
-    write_run_file(two, run_file)
-
-    code, said = launched(run_file, stop_at="step 1/")
-    assert code == 128 + signal.SIGTERM, said
-    # Both processes are told, and one of them speaks.
-    assert said.count("SIGTERM: finishing this step") == 1
-    assert said.endswith("--resume`\n")
-    stopped = last_checkpoint(Path(two.output_dir))
+    text = "".join(said)
+    # SIGUSR1 is for both, since the machines stop at the same step, but was sent to one.
+    assert (first.returncode, second.returncode) == (128 + signal.SIGUSR1,) * 2, text + told
+    lost = f"process 1 was killed by SIGKILL, and the others of the run were ended; restart 1, from {output_dir}"
+    assert f"{lost}/checkpoint-3\n" in text
+    assert "restart" not in told
+    assert "a checkpoint is written" in text
+    stopped = last_checkpoint(output_dir)
     assert {file.name for file in stopped.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    record = read_records(output_dir)[-1]
+    assert (record.result.status, record.recoveries[0].lost) == ("interrupted", "process 1 was killed by SIGKILL")
 
-    code, said = launched(run_file, "--resume")
-    assert code == 0, said
-    losses = logged_losses(two.output_dir)
-    assert [step for step, _ in losses] == list(range(1, 13))
-    assert losses == [(step, pytest.approx(loss, rel=1e-5)) for step, loss in logged_losses(one.output_dir)]
-    assert [record.result.status for record in read_records(Path(two.output_dir))] == ["interrupted", "completed"]
+
+def test_machines_that_do_not_meet_are_told_where_to_look(capsys, monkeypatch):
+    monkeypatch.setattr(
+        process_per_card, "run", lambda _: (_ for _ in ()).throw(DistNetworkError("timed out after 9s"))
+    )
+    assert process_per_card.start("--nnodes", "2", "--master-addr", "head", "--master-port", "1", "script") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: the 2 machines did not meet at head:1: timed out after 9s\n\nhint: look whether all")
+
+
+def test_a_port_that_is_taken_is_told(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        there = ("--nnodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", port)
+        assert process_per_card.start(*there, "script") == 1
+    assert capsys.readouterr().err.startswith(f"error: 127.0.0.1:{port} is in use by another program\n")
