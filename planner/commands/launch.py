@@ -12,6 +12,7 @@ from typing import IO, Annotated
 
 import typer
 
+from planner.commands.launch_options import MasterAddr, MasterPort, MaxRestarts, NodeRank
 from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
@@ -24,38 +25,6 @@ from planner.request import Request
 from planner.run_config import RunConfig
 from profiles.errors import EnvironmentFault, FituneError, UnsupportedError
 from profiles.model_catalog import resolve_model
-
-MaxRestarts = Annotated[
-    int | None,
-    typer.Option(
-        "--max-restarts",
-        metavar="N",
-        min=0,
-        help="Fresh starts after memory ended or a process was lost; as many as help, if not given.",
-        show_default=False,
-    ),
-]
-NodeRank = Annotated[
-    int | None,
-    typer.Option(
-        "--node-rank", metavar="N", min=0, help="Of several machines: this one's number, from 0.", show_default=False
-    ),
-]
-MasterAddr = Annotated[
-    str | None,
-    typer.Option("--master-addr", metavar="HOST", help="Of several machines: where machine 0 is.", show_default=False),
-]
-MasterPort = Annotated[
-    int | None,
-    typer.Option(
-        "--master-port",
-        metavar="PORT",
-        min=1,
-        max=65535,
-        help="Of several machines: the port there, 29500 if not given.",
-        show_default=False,
-    ),
-]
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -108,30 +77,36 @@ def launch(
         return _refuse(prediction, json)
     if prediction is not None:
         _announce(prediction)
-        if config.num_gpus > 1:
-            sys.stderr.write(
-                f"note: the prediction is for one card alone; on {config.num_gpus}, gradient buckets come on top\n"
-            )
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
-        if prediction is not None:
-            jsonlib.dump(prediction.figures, file)
-            file.flush()
-        figures = Path(file.name) if prediction is not None else None
-        flags = {"--resume": resume, "--auto-resume": auto_resume, "--dry-run": dry_run}
-        values = {
-            "--max-restarts": max_restarts,
-            "--node-rank": node_rank,
-            "--master-addr": master_addr,
-            "--master-port": master_port,
-        }
-        argv = trainer_argv(run_file, figures, flags, values)
-        # With --json, stdout is for the one object; what the trainer prints there goes beside it.
-        exit_code = run_process(argv, sys.stderr if json else None)
+    flags = {"--resume": resume, "--auto-resume": auto_resume, "--dry-run": dry_run}
+    values = {
+        "--max-restarts": max_restarts,
+        "--node-rank": node_rank,
+        "--master-addr": master_addr,
+        "--master-port": master_port,
+    }
+    # With --json, stdout is for the one object; what the trainer prints there goes beside it.
+    exit_code = _start(run_file, prediction, flags, values, sys.stderr if json else None)
     if json:
         record = None if dry_run or exit_code else last_record(Path(config.output_dir))
         told = prediction_document(prediction) if prediction else {"config": config.model_dump(mode="json")}
         print_json(told | {"exit_code": exit_code, "record": record})
     return exit_code
+
+
+def _start(
+    run_file: Path,
+    prediction: Prediction | None,
+    flags: Mapping[str, bool],
+    values: Mapping[str, object],
+    stdout: IO[str] | None,
+) -> int:
+    """Start the trainer's launcher with the prediction in a file, and return its exit code."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
+        if prediction is not None:
+            jsonlib.dump(prediction.figures, file)
+            file.flush()
+        figures = Path(file.name) if prediction is not None else None
+        return run_process(trainer_argv(run_file, figures, flags, values), stdout)
 
 
 def trainer_argv(
