@@ -78,19 +78,21 @@ def launch(
     if prediction is not None:
         _announce(prediction)
     flags = {"--resume": resume, "--auto-resume": auto_resume, "--dry-run": dry_run}
-    values = {
-        "--max-restarts": max_restarts,
-        "--node-rank": node_rank,
-        "--master-addr": master_addr,
-        "--master-port": master_port,
-    }
+    place = {"--node-rank": node_rank, "--master-addr": master_addr, "--master-port": master_port}
     # With --json, stdout is for the one object; what the trainer prints there goes beside it.
-    exit_code = _start(run_file, prediction, flags, values, sys.stderr if json else None)
+    exit_code = _start(
+        run_file, prediction, flags, {"--max-restarts": max_restarts, **place}, sys.stderr if json else None
+    )
     if json:
-        record = None if dry_run or exit_code else last_record(Path(config.output_dir))
-        told = prediction_document(prediction) if prediction else {"config": config.model_dump(mode="json")}
-        print_json(told | {"exit_code": exit_code, "record": record})
+        _print_outcome(config, prediction, exit_code, ran=not dry_run)
     return exit_code
+
+
+def _print_outcome(config: RunConfig, prediction: Prediction | None, exit_code: int, *, ran: bool) -> None:
+    """Print what was predicted, and the record of a run that did all its steps, as one object."""
+    record = last_record(Path(config.output_dir)) if ran and exit_code == 0 else None
+    told = prediction_document(prediction) if prediction else {"config": config.model_dump(mode="json")}
+    print_json(told | {"exit_code": exit_code, "record": record})
 
 
 def _start(
