@@ -15,6 +15,7 @@ from planner.run_config import DTYPE_BYTES, Dtype
 from planner.speed_rates import SpeedFacts, speed_facts
 from planner.step import Sharding, StepSpec
 from planner.work import Work, count_work
+from profiles.fitted import Efficiencies, fitted
 from profiles.gpu import GpuProfile
 from profiles.interconnect import links_of
 from profiles.model import ModelProfile
@@ -64,6 +65,7 @@ def step_time(
     gpu: GpuProfile | None,
     accumulation: int = 1,
     network_bytes_per_s: float | None = None,
+    reached: Efficiencies | None = None,
 ) -> SpeedEstimate | None:
     """The time of an optimizer step of `accumulation` micro-batches; None if the card's rates are not known.
 
@@ -72,12 +74,12 @@ def step_time(
     cards was compared but those of `tests/planner/test_communication.py`.
 
     Recomputation is counted for whole layers; torch stops before the last product of one, which saves up to 7 % of a
-    step. There is no estimate for a CPU. On published A100 runs the error is 8 % (root mean square, see speed.toml);
-    other cards were not compared.
+    step. There is no estimate for a CPU. What share of its rates a card reaches is fitted (fitted.toml, with the error
+    and the runs); `reached` stands in its place.
     """
     facts = speed_facts()
     whole, step = step, at_work(step)
-    pace = _pace(facts, step, gpu, whole.sharding)
+    pace = _pace(facts, step, gpu, whole.sharding, reached)
     if pace is None or gpu is None:
         return None
     work = count_work(model, step.adapter.targets if step.adapter else (), step.objective)
@@ -88,7 +90,7 @@ def step_time(
         "dequantization": _dequantized_bytes(work, step) / pace.dequantization,
         "host link": _offloaded_bytes(work, step) / facts.host_link.bytes_per_s,
     }
-    launches = _num_kernels(work, step, facts) * facts.launches.seconds
+    launches = _num_kernels(work, step, facts) * pace.launch_seconds
     if launches > sum(micro.values()):
         micro["kernel launches"] = launches - sum(micro.values())
     optimizer = _optimizer_seconds(work, step, facts, accumulation, pace)
@@ -123,13 +125,20 @@ class _Pace:
     attention: float
     bandwidth: float
     dequantization: float
+    launch_seconds: float
 
     def product_seconds(self, flops: float, weight_bytes: float) -> float:
         """Time of a product with a weight matrix, which is read once."""
         return max(flops / self.products, weight_bytes / self.bandwidth)
 
 
-def _pace(facts: SpeedFacts, step: StepSpec, gpu: GpuProfile | None, sharding: Sharding | None) -> _Pace | None:
+def _pace(
+    facts: SpeedFacts,
+    step: StepSpec,
+    gpu: GpuProfile | None,
+    sharding: Sharding | None,
+    reached: Efficiencies | None,
+) -> _Pace | None:
     """The rates of one card; cards that split each product are as fast as one of that many times the rate."""
     if gpu is None or gpu.bandwidth_bytes_per_s is None:
         return None
@@ -139,12 +148,14 @@ def _pace(facts: SpeedFacts, step: StepSpec, gpu: GpuProfile | None, sharding: S
     if rate is None or adapter_rate is None:
         return None
     split = sharding.tensor_parallel_size if sharding else 1
+    shares = reached or fitted().efficiencies(gpu.name, step.compute_dtype)
     return _Pace(
-        products=split * rate * facts.shares.product,
-        adapter_products=adapter_rate * facts.shares.product,
-        attention=split * rate * facts.shares.attention,
-        bandwidth=gpu.bandwidth_bytes_per_s * facts.shares.bandwidth,
-        dequantization=gpu.bandwidth_bytes_per_s * facts.shares.dequantization,
+        products=split * rate * shares.product.value,
+        adapter_products=adapter_rate * shares.product.value,
+        attention=split * rate * shares.attention.value,
+        bandwidth=gpu.bandwidth_bytes_per_s * shares.bandwidth.value,
+        dequantization=gpu.bandwidth_bytes_per_s * shares.dequantization.value,
+        launch_seconds=shares.launch_seconds.value,
     )
 
 

@@ -35,13 +35,21 @@ class Products(_Facts):
     sources: dict[str, str]
 
 
-class Shares(_Facts):
-    """Shares of the measured product rate, and of the bandwidth, that a training step reaches."""
+class Expectation(_Facts):
+    """A value before any run was looked at, and how far off it may be, as a share of it."""
 
-    product: float = Field(gt=0, le=1, description="of the product rate, for the shapes of a layer")
-    attention: float = Field(gt=0, le=1, description="of the product rate, in fused attention")
-    bandwidth: float = Field(gt=0, le=1, description="of the bandwidth, in operators between products")
-    dequantization: float = Field(gt=0, le=1, description="of the bandwidth, while weights are unpacked")
+    value: float = Field(gt=0)
+    spread: float = Field(gt=0)
+
+
+class Expected(_Facts):
+    """What is known beforehand of what `profiles.fitted.Efficiencies` are."""
+
+    product: Expectation
+    attention: Expectation
+    bandwidth: Expectation
+    dequantization: Expectation
+    launch_seconds: Expectation
     source: str
 
 
@@ -99,9 +107,8 @@ class OptimizerTraffic(_Facts):
 
 
 class Launches(_Facts):
-    """Kernels that the CPU starts, and how long each takes it."""
+    """Kernels that the CPU starts."""
 
-    seconds: float = Field(gt=0, description="for one kernel")
     per_layer: float = Field(description="forward pass of a layer")
     per_adapter: float = Field(description="more for an adapted module")
     per_quantized_linear: float = Field(description="more for a quantized module")
@@ -120,7 +127,7 @@ class SpeedFacts(_Facts):
     """All tables of speed.toml."""
 
     products: Products
-    shares: Shares
+    expected: Expected
     passes: Passes
     stored: Stored
     optimizer: OptimizerTraffic

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from profiles.capabilities import Requirement, capabilities
+from profiles.fitted import fitted
 from profiles.overheads import MIB, overheads
 
 GIB = 1024**3
@@ -109,6 +110,9 @@ class GpuProfile(BaseModel):
     @property
     def context_bytes(self) -> int:
         """Bytes that a process holds outside the torch allocator: CUDA context, kernels, library handles."""
+        measured = fitted().context_mib(self.name)
+        if measured is not None:
+            return measured * MIB
         return overheads().context.num_bytes(self.name, self.compute_capability, self.gfx_target)
 
     @property

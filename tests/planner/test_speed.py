@@ -1,21 +1,20 @@
-import csv
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.timed_steps import published_steps
 from planner.speed import step_time
 from planner.speed_rates import speed_facts
 from planner.step import Adapter, StepSpec
 from profiles.errors import UnsupportedError
+from profiles.fitted import fitted
 from profiles.gpu_catalog import all_gpus, find_gpu
 from profiles.model_catalog import find_model
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "throughput.csv"
-MEASURED = list(csv.DictReader(GOLDEN.read_text().splitlines()))
+MEASURED = published_steps()
 MODEL, A100, T4 = find_model("mistralai/Mistral-7B-v0.1"), find_gpu("a100-80gb"), find_gpu("t4")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = StepSpec(
@@ -29,46 +28,24 @@ LORA = StepSpec(
 FULL = replace(LORA, adapter=None)
 
 
-def measured_step(row):
-    adapter = None
-    if row["lora_r"]:
-        targets = tuple(row["lora_targets"].split())
-        adapter = Adapter(int(row["lora_r"]), targets, float(row["lora_dropout"]), row["adapter_dtype"])
-    return StepSpec(
-        micro_batch=int(row["micro_batch"]),
-        seq_len=int(row["seq_len"]),
-        weight_dtype="bfloat16",
-        autocast=row["autocast"] or None,
-        adapter=adapter,
-        quantization=row["quantization"] or None,
-        kbit_upcast=row["kbit_upcast"] == "yes",
-        experts_quantized=bool(row["quantization"]),
-        attention=row["attention"],
-        loss=row["loss"],
-        optimizer=row["optimizer"],
-    )
-
-
-def ratio(row):
-    predicted = step_time(find_model(row["model"]), measured_step(row), find_gpu(row["gpu"]), int(row["accumulation"]))
-    return predicted.tokens_per_second / float(row["tokens_per_second"])
+def ratio(one):
+    return one.predicted() / one.tokens_per_second
 
 
 def seconds(step, gpu=A100, accumulation=1):
     return step_time(MODEL, step, gpu, accumulation).seconds_per_step
 
 
-@pytest.mark.parametrize("row", MEASURED, ids=lambda row: row["id"])
-def test_published_throughput_is_met_within_20_percent(row):
-    assert ratio(row) == pytest.approx(1, abs=0.2)
+@pytest.mark.parametrize("one", MEASURED, ids=lambda one: f"{one.group}-{one.step.micro_batch}x{one.step.seq_len}")
+def test_published_throughput_is_met_within_20_percent(one):
+    assert ratio(one) == pytest.approx(1, abs=0.2)
 
 
 def test_the_error_over_all_published_runs_is_what_the_facts_state():
-    errors = [math.log(ratio(row)) for row in MEASURED]
-    for row, error in zip(MEASURED, errors, strict=True):
-        # Seen with `pytest -s`: the error table of the speed model.
-        print(f"{row['id']:22} {row['tokens_per_second']:>8} tokens/s measured, {math.expm1(error):+.1%} predicted")
-    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.09
+    errors = [math.log(ratio(one)) for one in MEASURED]
+    error = math.sqrt(sum(error**2 for error in errors) / len(errors))
+    assert error == pytest.approx(fitted().efficiencies("any", "any").error, abs=0.002)
+    assert error < 0.09
 
 
 def test_parts_add_up_to_the_step():
