@@ -61,6 +61,7 @@ class Candidate:
                 config.optim != OPTIMIZERS[0],
                 config.optim.startswith("paged"),
                 config.loss != "fused",
+                config.asks_reference_before,
             )
         )
 
@@ -87,12 +88,11 @@ class Judge:
 
     def _timed(self, candidate: Candidate, lesson: Lesson) -> Candidate:
         """`candidate` with its speed on rows as long as those of the data."""
-        config, model = candidate.config, self._request.model
+        config = candidate.config
         tokens, real_share = self._lengths(config)
         step = replace(candidate.step, seq_len=max(1, round(candidate.step.seq_len * tokens / config.max_length)))
-        accumulation = config.gradient_accumulation_steps
-        speed = lesson.paced(step_time(model, step, self._request.gpu, accumulation))
-        compared = speed or step_time(model, step, _pace_gpu(), accumulation)
+        speed = lesson.paced(self._step_time(config, step, self._request.gpu))
+        compared = speed or self._step_time(config, step, _pace_gpu())
         return replace(
             candidate,
             pace=compared.tokens_per_second * real_share if compared else 0.0,
@@ -100,6 +100,17 @@ class Judge:
             tokens_per_second=speed.tokens_per_second * real_share if speed else None,
             padding_share=max(0.0, 1 - real_share),
         )
+
+    def _step_time(self, config: RunConfig, step: StepSpec, gpu: GpuProfile | None) -> SpeedEstimate | None:
+        """The time of a step, with its share of the pass before training that asks the reference once."""
+        model, accumulation = self._request.model, config.gradient_accumulation_steps
+        found = step_time(model, step, gpu, accumulation)
+        if found is None or not config.asks_reference_before:
+            return found
+        asking = step_time(model, replace(step, reference="adapter_off"), gpu, accumulation)
+        assert asking is not None
+        share = (asking.seconds_per_step - found.seconds_per_step) / self._request.epochs(config)
+        return found.scaled(found.seconds_per_step / (found.seconds_per_step + share))
 
     def _lengths(self, config: RunConfig) -> tuple[float, float]:
         """Tokens of an average row with its padding, and the share of them that is no padding."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from planner.data_lengths import DataLengths
 from planner.experience import NO_EXPERIENCE, Experience
-from planner.run_config import Objective, split_batch
+from planner.run_config import Objective, RunConfig, split_batch
 from planner.verdict import usable_bytes
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
@@ -55,6 +55,13 @@ class Request:
     def usable_bytes(self) -> int:
         """Bytes that the training process may take."""
         return usable_bytes(self.gpu, self.free_bytes)
+
+    def epochs(self, config: RunConfig) -> float:
+        """Passes over the data of a run of unjoined rows; one where only the number of its steps is known."""
+        if config.max_steps is None:
+            return config.num_train_epochs
+        rows = self.lengths.num_rows if self.lengths else self.num_rows
+        return config.max_steps * config.effective_batch_size / rows if rows else 1.0
 
     def batches(self) -> tuple[tuple[int, int], ...]:
         """Micro-batch and accumulation steps that keep the effective batch size, the smallest micro-batch first.

@@ -149,8 +149,7 @@ def _loss(config: RunConfig, traits: TrainerProfile) -> StepLoss:
 
 def _reference(config: RunConfig) -> Reference:
     """Where the reference answers: TRL copies a model that learns as a whole, and switches an adapter off."""
-    asked_before = config.preference is not None and config.preference.precompute_ref_log_probs
-    if config.objective not in REFERRING or asked_before:
+    if config.objective not in REFERRING or config.asks_reference_before:
         return "none"
     return "copy" if config.method == "full" else "adapter_off"
 

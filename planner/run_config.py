@@ -331,6 +331,11 @@ class RunConfig(Knobs):
         return self.dtype if shared and self.quantization in ("nf4", "fp4") else None
 
     @property
+    def asks_reference_before(self) -> bool:
+        """Whether a frozen reference answers once before training instead of in each step."""
+        return self.preference is not None and self.preference.precompute_ref_log_probs
+
+    @property
     def effective_batch_size(self) -> int:
         """Examples that one optimizer step sees on all cards together."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.data_parallel_size

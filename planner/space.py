@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from planner.data_lengths import proposed_length
 from planner.hardware import attention_implementations, objections, precisions, quantizations
 from planner.request import Request
-from planner.run_config import LOSS_PATHS, LossPath, Method, Objective, Quantization, RunConfig
+from planner.run_config import LOSS_PATHS, REFERRING, LossPath, Method, Objective, Quantization, RunConfig
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.model import ModelProfile
@@ -148,15 +148,27 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
     attention = _pinned([{"attn_implementation": code} for code in codes], pins)
     losses = _pinned([{"loss": loss} for loss in loss_paths(request.objective, request.model)], pins)
     optimizers = _pinned([{"optim": name} for name in OPTIMIZERS if request.gpu or "paged" not in name], pins)
+    references = _references(request)
     for method, quantization in _bases(request):
         known = precisions(request.model, request.gpu, method)
         dtypes = _pinned([{"dtype": p.dtype, "mixed_precision": p.mixed_precision} for p in known], pins)
         base = {"method": method, "quantization": quantization}
-        for (weights, dtype), (optimizer, optim), loss, code in product(
-            enumerate(dtypes), enumerate(optimizers), losses, attention
+        for (weights, dtype), (optimizer, optim), loss, code, reference in product(
+            enumerate(dtypes), enumerate(optimizers), losses, attention, references
         ):
             lossiness = Lossiness(BASES.index(quantization), weights, min(optimizer, 1))
-            yield lossiness, base | dtype | optim | loss | code
+            yield lossiness, base | dtype | optim | loss | code | reference
+
+
+def _references(request: Request) -> tuple[Knobs, ...]:
+    """Whether a reference answers in each step or once before training, where there is one and the user left it open.
+
+    It learns the same either way. Asked before, it takes no memory and no time in the step, but a pass over the data.
+    """
+    given = request.knobs.get("preference") or {}
+    if request.objective not in REFERRING or "precompute_ref_log_probs" in given:
+        return ({},)
+    return tuple({"preference": {**given, "precompute_ref_log_probs": before}} for before in (False, True))
 
 
 def loss_paths(objective: Objective, model: ModelProfile) -> tuple[LossPath, ...]:
@@ -206,6 +218,7 @@ def _config(request: Request, knobs: Knobs, max_length: int, rank: int) -> RunCo
         **knobs,
         **request.knobs,
         "lora": _lora(request, knobs["method"], rank),
+        "preference": knobs.get("preference", request.knobs.get("preference")),
     }
     try:
         return RunConfig.model_validate(values)

@@ -53,7 +53,7 @@ def _changes(config: RunConfig, target: Target) -> Iterator[tuple[str, dict[str,
         if optim != config.optim:
             yield f"optim {optim}", {"optim": optim}
     if config.objective in REFERRING and config.preference is not None:
-        asked_before = config.preference.precompute_ref_log_probs
+        asked_before = config.asks_reference_before
         change = "reference asked in each step" if asked_before else "reference asked before training"
         preference = config.preference.model_copy(update={"precompute_ref_log_probs": not asked_before})
         yield change, {"preference": preference.model_dump()}

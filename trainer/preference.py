@@ -92,8 +92,7 @@ def _reference_copy(config: RunConfig, model: PreTrainedModel | PeftModel) -> Pr
 
     None with an adapter, which is switched off for the reference, and where the reference is asked before training.
     """
-    assert config.preference is not None
-    if config.method != "full" or config.preference.precompute_ref_log_probs:
+    if config.method != "full" or config.asks_reference_before:
         return None
     reference: PreTrainedModel = copy.deepcopy(model)
     reference.requires_grad_(False)

@@ -185,8 +185,7 @@ def _side(name: str, prompt: list[int], answer: list[int]) -> Example:
 
 def _asked_before(config: RunConfig, columns: tuple[str, ...]) -> dict[str, float]:
     """What the reference would have answered, where it is asked before training."""
-    asked = config.preference is not None and config.preference.precompute_ref_log_probs
-    return dict.fromkeys(columns, 0.0) if asked else {}
+    return dict.fromkeys(columns, 0.0) if config.asks_reference_before else {}
 
 
 def _ids(length: int) -> list[int]:

@@ -10,7 +10,7 @@ from planner.planning import Cost, Plan
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
-from planner.run_config import PAIRED, Method, Objective, RunConfig
+from planner.run_config import PAIRED, REFERRING, Method, Objective, RunConfig
 from planner.units import format_bytes, format_count, format_seconds
 from planner.verdict import Verdict
 from profiles.build_architecture import architecture
@@ -99,6 +99,8 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
 def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost | None) -> list[tuple[str, str]]:
     """The settings of a run that decide memory and speed, in words, and its speed."""
     facts = [("objective", OBJECTIVES[config.objective])] if config.objective != "sft" else []
+    if config.objective in REFERRING:
+        facts.append(("reference", _reference(config)))
     facts += [
         ("method", _method(config)),
         ("batch", _batch(config)),
@@ -189,6 +191,12 @@ def _batch(config: RunConfig) -> str:
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     examples = "pairs of rows" if config.objective in PAIRED else "rows"
     return f"{rows} x {steps} accumulated = {rows * steps} {examples} of up to {config.max_length} tokens"
+
+
+def _reference(config: RunConfig) -> str:
+    if config.asks_reference_before:
+        return "asked once before training, which takes a pass over the data"
+    return f"{'a frozen copy' if config.method == 'full' else 'the base without its adapter'}, asked in each step"
 
 
 def _activations(config: RunConfig) -> str:

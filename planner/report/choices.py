@@ -76,7 +76,8 @@ def _without_common_settings(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def _settings(config: RunConfig) -> list[str]:
     batch = f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps}"
-    return [method_words(config), batch, checkpoint_words(config), config.optim, config.loss]
+    loss = f"{config.loss}, reference asked before" if config.asks_reference_before else config.loss
+    return [method_words(config), batch, checkpoint_words(config), config.optim, loss]
 
 
 def _pace(tokens_per_second: float | None) -> str:

@@ -181,7 +181,8 @@ def test_what_asking_the_reference_before_would_save_is_told():
 
 
 def test_the_command_line_plans_an_objective(capsys):
-    assert main(["can", "7b", "--gpu", "a100-80gb", "--objective", "dpo", "--method", "full", "--json"]) == 0
+    argv = ["can", "7b", "--gpu", "a100-80gb", "--objective", "dpo", "--method", "full", "--json"]
+    assert main([*argv, "--set", "preference.precompute_ref_log_probs=false"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["config"]["objective"] == "dpo"
     assert {part["name"] for part in answer["estimate"]["components"]} >= {"reference weights", "weights"}
@@ -206,3 +207,35 @@ def test_the_answer_names_the_objective_and_its_pairs(capsys):
 def test_what_cannot_be_planned_is_refused_in_a_sentence(argv, sentence, capsys):
     assert main(argv) == 2
     assert sentence in capsys.readouterr().err
+
+
+def planned(**knobs: object):
+    return make_plan(Request(model=LLAMA, gpu=A100, method="full", knobs={"objective": "dpo", **knobs}))
+
+
+def test_weights_stay_whole_where_the_copy_of_the_reference_would_cost_them():
+    plan = planned()
+    assert (plan.verdict, plan.config.dtype, plan.config.asks_reference_before) == ("fits", "float32", True)
+    kept = planned(preference={"precompute_ref_log_probs": False})
+    assert (kept.verdict, kept.config.dtype, kept.config.asks_reference_before) == ("fits", "bfloat16", False)
+
+
+@pytest.mark.parametrize(("epochs", "before"), [(1.0, False), (3.0, True)])
+def test_a_pass_over_the_data_is_worth_it_if_there_are_several(epochs, before):
+    request = Request(model=QWEN, gpu=A100, method="lora", knobs={"objective": "dpo", "num_train_epochs": epochs})
+    assert make_plan(request).config.asks_reference_before is before
+
+
+def test_the_time_of_the_pass_before_is_shared_among_the_steps():
+    seconds = {}
+    for before, epochs in ((False, 1), (True, 1), (True, 4)):
+        knobs = {"objective": "dpo", "num_train_epochs": epochs, "per_device_train_batch_size": 1}
+        knobs |= {"preference": {"precompute_ref_log_probs": before, "beta": 0.2}, "gradient_checkpointing": True}
+        plan = make_plan(Request(model=QWEN, gpu=A100, method="lora", knobs=knobs))
+        assert plan.config.preference.beta == 0.2
+        seconds[before, epochs] = plan.speed.seconds_per_step
+    without = step_time(QWEN, step("dpo", model=QWEN, max_length=2048, **BEFORE), A100)
+    assert without is not None
+    assert seconds[True, 1] == pytest.approx(seconds[False, 1], rel=0.02)
+    # A quarter of the reference's forward pass is left of it, of the four that a step with checkpoints takes.
+    assert 0.78 < seconds[True, 4] / seconds[False, 1] < 0.88
