@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "error: fitune needs Python 3.11 or newer; for example: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into $(VENV). The first time this takes a few minutes: torch is large."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,plot,serve,docs,dev]'
 	@touch $@
 
 demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on this machine

@@ -34,6 +34,9 @@ VERBS = (
     "runs",
     "calibrate",
     "doctor",
+    "schema",
+    "serve",
+    "mcp",
 )
 
 
@@ -54,13 +57,10 @@ def application(verbs: Sequence[str] = VERBS) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from planner.version import version
 
-        try:
-            version = metadata.version("fitune")
-        except metadata.PackageNotFoundError:
-            version = "of an unknown version: it runs from a folder and is not installed"
-        sys.stdout.write(f"fitune {version}\n")
+        found = version() or "of an unknown version: it runs from a folder and is not installed"
+        sys.stdout.write(f"fitune {found}\n")
         raise typer.Exit
 
 

@@ -1,7 +1,7 @@
 """One request put to the cards that people have or rent, to see which of them would do."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.candidate import Candidate
 from planner.request import Request
@@ -33,6 +33,12 @@ class CardAnswer:
     candidate: Candidate
 
     @property
+    def usd_per_million_tokens(self) -> float | None:
+        """What a million tokens without padding cost; None where price or speed are unknown."""
+        pace, price = self.candidate.tokens_per_second, self.gpu.price
+        return price.median_usd_per_hour / 3600 / pace * 1e6 if pace and price else None
+
+    @property
     def fits(self) -> bool:
         """Whether the card would do, tightly or not."""
         return self.candidate.verdict != "no"
@@ -46,7 +52,7 @@ def ask_common_cards(request: Request) -> tuple[CardAnswer, ...]:
     answers, refusals = [], []
     for gpu in map(find_gpu, COMMON_CARDS):
         try:
-            result = search(replace(request, gpu=gpu, free_bytes=None), only_best=True)
+            result = search(request.on(gpu), only_best=True)
         except ConfigError as error:
             refusals.append(error)
             continue

@@ -72,7 +72,7 @@ def _other_card(request: Request, estimator: Estimator) -> Iterator[Change]:
         return
     for gpu in sorted(all_gpus(), key=_cost):
         if gpu.memory_bytes > request.usable_bytes and gpu.vendor == (request.gpu.vendor or "NVIDIA"):
-            bigger = replace(request, gpu=gpu, free_bytes=None)
+            bigger = request.on(gpu)
             if _fitting(_frugal(bigger), estimator) and (fitting := _fitting(bigger, estimator)):
                 yield Change(_offer(gpu), fitting, gpu)
 

@@ -74,13 +74,16 @@ def _inspect(data: Path, model: str) -> DataReport:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How an answer gets at what is outside of it; a server gives less than a command of the user."""
+    """How an answer gets at what is outside of it; a server gives less than a command of the user.
+
+    Without `files` no run file and no data is read, and without `tracing` nothing is traced.
+    """
 
     resolve: Resolve = resolve_model
+    files: bool = True
     inspect: Inspect = _inspect
     experience: Callable[[], Experience] = own_experience
     tracing: Tracing | None = untold
-    """None: nothing is traced."""
 
 
 FULL_ACCESS = Access()
@@ -153,6 +156,8 @@ def request_for(model_name: str, card: Card, wishes: Wishes, access: Access = FU
     method = knobs.pop("method", wishes.method)
     if method == "full" and "lora" in knobs:
         raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
+    if wishes.data is not None and not access.files:
+        raise ConfigError("files of this machine are not read here", hint="give the number of rows instead")
     model = access.resolve(model_name).profile
     return Request(
         model=model,

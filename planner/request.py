@@ -1,7 +1,7 @@
 """What the user asks for: a model, a card, and the knobs that are not to be touched."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from planner.data_lengths import DataLengths
@@ -62,6 +62,10 @@ class Request:
             return config.num_train_epochs
         rows = self.lengths.num_rows if self.lengths else self.num_rows
         return config.max_steps * config.effective_batch_size / rows if rows else 1.0
+
+    def on(self, gpu: GpuProfile) -> "Request":
+        """The same on another card, all of whose memory is free."""
+        return replace(self, gpu=gpu, free_bytes=None)
 
     def batches(self) -> tuple[tuple[int, int], ...]:
         """Micro-batch and accumulation steps that keep the effective batch size, the smallest micro-batch first.

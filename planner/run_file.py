@@ -80,13 +80,18 @@ def write_run_file(config: RunConfig, path: Path, comment_lines: Iterable[str] =
 
     The file appears whole or not at all: an interrupted write leaves the old one.
     """
+    _replace_file(path, run_file_text(config, comment_lines))
+
+
+def run_file_text(config: RunConfig, comment_lines: Iterable[str] = ()) -> str:
+    """What `write_run_file` writes."""
     values = config.model_dump(mode="json")
     header = "".join(f"# {line}".rstrip() + "\n" for text in comment_lines for line in text.splitlines() or [""])
     blocks = [
         f"# {comment}\n" + yaml.safe_dump({name: values[name] for name in names}, sort_keys=False)
         for comment, names in SECTIONS
     ]
-    _replace_file(path, "\n".join([header, *blocks] if header else blocks))
+    return "\n".join([header, *blocks] if header else blocks)
 
 
 def read_run_file(path: Path) -> RunConfig:

@@ -11,6 +11,8 @@ from profiles.errors import InputError, Moment
 from profiles.model import ModelProfile
 
 RECORD_FILE = "record.jsonl"
+LOG_FILE = "log.jsonl"
+LOCK_FILE = ".lock"
 
 CPU = "CPU"
 """Stands in place of a card."""

@@ -28,7 +28,7 @@ def configuration(
     Of an architecture that is not described there is only the folder of its config.json. Raises InputError for what
     cannot be read, and for wishes that contradict it.
     """
-    written = _written(subject, wishes)
+    written = _written(subject, wishes, access)
     if written is None:
         assert isinstance(subject, str)
         return _of_model(subject, gpu, wishes, trainer, access)
@@ -52,7 +52,7 @@ def config_folder(name: str, why: UnsupportedError) -> Path:
     raise why
 
 
-def _written(subject: str | RunConfig, wishes: Wishes) -> RunConfig | None:
+def _written(subject: str | RunConfig, wishes: Wishes, access: Access) -> RunConfig | None:
     """What stands in the run file, if `subject` is one."""
     if isinstance(subject, str) and not names_run_file(subject):
         return None
@@ -60,6 +60,8 @@ def _written(subject: str | RunConfig, wishes: Wishes) -> RunConfig | None:
         raise ConfigError("--method is for a MODEL; a run file has its own", hint="use --set for what goes with it")
     if isinstance(subject, RunConfig):
         return subject
+    if not access.files:
+        raise ConfigError("files of this machine are not read here", hint="send what stands in the run file")
     from planner.run_file import read_run_file
 
     return read_run_file(Path(subject))

@@ -19,10 +19,19 @@ from planner.run_config import Objective, RunConfig
 from planner.subject import configuration
 from profiles.errors import ConfigError
 
-ModelName = Annotated[str, Field(description="A Hub id, an alias (llama2-7b), a size (7b), or a folder.")]
+ANY = "any"
+"""In place of a card: whichever of the common ones."""
+
+ModelName = Annotated[
+    str, Field(description="A Hub id, an alias (llama2-7b) or a size (7b); from Python also a folder.")
+]
 OptionalModelName = Annotated[str | None, Field(description="As in `can`; None: the recipe's.")]
 GpuName = Annotated[
-    str | None, Field(description="A card (t4, a100-80gb), a size (16GB), cpu, or auto: this machine's card.")
+    str | None,
+    Field(
+        description="A card (t4, a100-80gb), a size (16GB), cpu, auto: this machine's card; for can also any: the "
+        "common cards compared."
+    ),
 ]
 MethodName = Annotated[
     RequestedMethod, Field(description="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits.")
@@ -150,7 +159,7 @@ def estimate(
 
 def answer(model: str, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS) -> Plan:
     """`can` with its wishes as one object."""
-    card = find_card(gpu) if gpu else own_card()
+    card = None if gpu == ANY else find_card(gpu) if gpu else own_card()
     if card is not None:
         return make_plan(request_for(model, card, wishes, access))
     request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, access)

@@ -15,7 +15,7 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 
 # The same for the modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
-    ("units",),
+    ("units", "version"),
     ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record", "run_store"),
     ("step", "network", "hardware", "adapter_cost", "resolve"),
     ("memory", "verdict"),
@@ -25,9 +25,10 @@ PLANNER_LAYERS = (
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
     ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),
     ("data_report", "data_inspection", "data_limits", "doctor"),
-    ("settings", "question", "subject", "verbs"),
+    ("settings", "question", "subject", "verbs", "fact_verbs"),
     ("peers",),
     ("report",),
+    ("serve",),
     ("commands",),
     ("cli",),
 )

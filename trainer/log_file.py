@@ -5,9 +5,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from planner.run_record import LOG_FILE as LOG_FILE
 from trainer.progress import Display, Snapshot
-
-LOG_FILE = "log.jsonl"
 
 
 class LoggedDisplay:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from planner.run_record import LOCK_FILE as LOCK_FILE
 from profiles.errors import EnvironmentFault
-
-LOCK_FILE = ".lock"
 
 
 @contextmanager

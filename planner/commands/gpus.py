@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
+from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
 from planner.units import GIB
-from profiles.errors import UnknownGpuError
 from profiles.gpu import GpuProfile
-from profiles.gpu_catalog import all_gpus
 
 COLUMNS = (
     Column("GPU"),
@@ -23,7 +22,6 @@ COLUMNS = (
     Column("generation", rank=5),
     Column("cc", rank=7, justify="right"),
 )
-CAPABILITIES = ("bf16", "tf32", "flash_attention", "memory_efficient_attention", "fp8", "int8", "bnb_4bit")
 
 
 def gpus(
@@ -41,32 +39,13 @@ def gpus(
       fitune gpus ampere
       fitune gpus t4 --json      every fact, with its source
     """
-    found = [gpu for gpu in all_gpus() if words is None or _matches(gpu, words)]
-    if not found:
-        raise UnknownGpuError(f"no GPU has '{words}' in its name or generation", hint="`fitune gpus` lists all")
     if json:
-        print_json({"gpus": [gpu_facts(gpu) for gpu in found]})
+        print_json(fact_verbs.gpus(words))
     else:
         from planner.report.console import data_console
 
-        print_table(data_console(), COLUMNS, [_row(gpu) for gpu in found])
+        print_table(data_console(), COLUMNS, [_row(gpu) for gpu in fact_verbs.find_gpus(words)])
     return 0
-
-
-def gpu_facts(gpu: GpuProfile) -> dict[str, object]:
-    """All that is known of `gpu` and what follows from it."""
-    facts = gpu.model_dump(mode="json")
-    facts["memory_bytes"] = gpu.memory_bytes
-    facts["memory_measured"] = gpu.memory_measured
-    facts["context_bytes"] = gpu.context_bytes
-    facts["price_usd_per_hour"] = gpu.price.median_usd_per_hour if gpu.price else None
-    facts["supports"] = {name: getattr(gpu, f"supports_{name}") for name in CAPABILITIES}
-    return facts
-
-
-def _matches(gpu: GpuProfile, words: str) -> bool:
-    names = (gpu.name, gpu.nvml_name or "", gpu.architecture or "", gpu.vendor or "", *gpu.aliases)
-    return any(words.lower() in name.lower() for name in names)
 
 
 def _row(gpu: GpuProfile) -> list[Cell]:

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
-from profiles.errors import ConfigError
-from profiles.peft_method import Base, Outcome, PeftMethod, find_method, peft_facts
+from profiles.peft_method import Base, Outcome, PeftMethod, peft_facts
 
 BASES: dict[Base, str] = {"float32": "32-bit", "bfloat16": "16-bit", "int8": "int8", "nf4": "4-bit"}
 """Bases that were tried, and the headings under which they stand."""
@@ -42,12 +42,10 @@ def methods(
       fitune methods oft
       fitune methods --json      every option, and why a base does not work
     """
-    known = peft_facts().methods
-    found = [known[words.upper()]] if words and words.upper() in known else _matching(words or "")
     if json:
-        facts = {"peft_version": peft_facts().peft_version, "source": peft_facts().source}
-        print_json(facts | {"methods": [method.model_dump(mode="json") for method in found]})
+        print_json(fact_verbs.methods(words))
         return 0
+    found = fact_verbs.find_methods(words)
     from planner.report.console import data_console
 
     if words and len(found) == 1:
@@ -55,15 +53,6 @@ def methods(
     else:
         print_table(data_console(), COLUMNS, [_row(method) for method in found])
     return 0
-
-
-def _matching(words: str) -> list[PeftMethod]:
-    found = [method for name, method in peft_facts().methods.items() if words.upper() in name]
-    if not found:
-        # Says which name is near.
-        find_method(words)
-        raise ConfigError(f"no method has '{words}' in its name", hint="`fitune methods` lists all")
-    return found
 
 
 def _row(method: PeftMethod) -> list[Cell]:

@@ -76,7 +76,8 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="GPU",
-        help="A card (t4, a100-80gb), a size (16GB), auto (this machine's, with what is free now) or cpu.",
+        help="A card (t4, a100-80gb), a size (16GB), auto (this machine's, with what is free now) or cpu; "
+        "for can also any: the common cards compared.",
         autocompletion=_complete_gpu,
         show_default=False,
     ),

@@ -1,7 +1,6 @@
 """`fitune plan`: the best configuration for a model on a card, written as a run file."""
 
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,6 @@ from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
 from planner.run_config import RunConfig
 from planner.settings import knobs_in
-from planner.units import format_bytes
 from planner.verbs import planned_request
 from profiles.errors import ConfigError
 
@@ -107,19 +105,10 @@ def _print(found: Plan, explain: bool, next_command: str | None) -> None:
 
 
 def _write(found: Plan, config: RunConfig, output: Path) -> None:
-    from planner.report.answer import size_words
+    from planner.report.run_file_header import run_file_header
     from planner.run_file import write_run_file
 
-    memory, usable, card = found.estimate, format_bytes(found.usable_bytes), config.gpu or "the CPU"
-    pace = f" About {found.tokens_per_second:,.0f} tokens/s." if found.tokens_per_second else ""
-    header = [
-        f"fitune plan of {date.today().isoformat()}: {config.model} on {card}.",
-        f"Predicted: {size_words(memory)} of {usable}, the peak in the {memory.binding_phase} phase.{pace}",
-        *found.notes,
-    ]
-    if config.data is None:
-        header.append("Before a launch, name the training data: data: {path: FILE}")
-    write_run_file(config, output, header)
+    write_run_file(config, output, run_file_header(found, config))
 
 
 def _say_where(found: Plan, output: Path) -> None:

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
-from profiles.recipe import Recipe, all_recipes, find_recipe
+from profiles.recipe import Recipe
 
 COLUMNS = (
     Column("recipe"),
@@ -36,10 +37,10 @@ def recipes(
       fitune recipes zephyr-dpo
       fitune plan --recipe zephyr-dpo --data pairs.jsonl -o run.yaml
     """
-    found = [find_recipe(name)] if name else list(all_recipes().values())
     if json:
-        print_json({"recipes": [recipe.model_dump(mode="json") for recipe in found]})
+        print_json(fact_verbs.recipes(name))
         return 0
+    found = fact_verbs.find_recipes(name)
     from planner.report.console import data_console
 
     if name:

@@ -241,6 +241,6 @@ def _stored_why(arch: Architecture, step: StepSpec, tokens: str) -> str:
 
 
 def _working_why(peak: Peak) -> str:
-    largest = sorted(peak.moment.tensors, key=lambda tensor: -tensor.bytes)[:3]
+    largest = sorted(peak.moment.tensors, key=lambda tensor: (-tensor.bytes, tensor.name))[:3]
     tensors = ", ".join(f"{tensor.name} {format_bytes(tensor.bytes)}" for tensor in largest)
     return f"peaks at {peak.moment.op}" + (f", with {tensors}" if tensors else "")

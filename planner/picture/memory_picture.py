@@ -32,7 +32,7 @@ MARGIN = 4
 def memory_picture(estimate: MemoryEstimate, usable_bytes: int, width: int = 720) -> Picture:
     """The peaks of `estimate` beside the `usable_bytes` of the card, `width` pixels wide."""
     rows = list(_rows(estimate))
-    left = max(text_width(name) for name, _, _ in rows) + 18
+    left = max(text_width(name, bold=True) for name, _, _ in rows) + 12
     right = width - text_width("000.0 GiB") - MARGIN
     scale = (right - left) / max(usable_bytes, estimate.interval_bytes[1])
     bottom = TOP + len(rows) * (BAR + GAP)
@@ -88,7 +88,8 @@ def _bar(parts: Iterable[Part], left: float, y: float, scale: float) -> Iterator
 def _limit(x: float, usable_bytes: int, bottom: float, width: int) -> Iterator[Shape]:
     """The end of the card's memory, with its size above."""
     words = f"{format_bytes(usable_bytes)} usable"
-    place = min(max(x, text_width(words, 12) / 2), width - text_width(words, 12) / 2 - MARGIN)
+    half = text_width(words, 12, bold=True) / 2
+    place = min(max(x, half), width - half - MARGIN)
     yield Line(x, TOP - 8, x, bottom, "limit", 1.5)
     yield Text(place, TOP - 14, words, "limit", 12, "middle", bold=True)
 

@@ -91,10 +91,11 @@ class Picture:
     description: str
 
 
-LETTER_WIDTH = 0.56
-"""Of an average letter, as a share of the size of its font; sans-serif fonts differ by a tenth."""
+LETTER_WIDTH = 0.62
+"""Of an average letter of a wide sans-serif font, as a share of the size of the font; others take less."""
+BOLD_WIDTH = 1.1
 
 
-def text_width(words: str, size: int = 13) -> float:
-    """About how wide `words` are."""
-    return len(words) * size * LETTER_WIDTH
+def text_width(words: str, size: int = 13, *, bold: bool = False) -> float:
+    """About how wide `words` are at most."""
+    return len(words) * size * LETTER_WIDTH * (BOLD_WIDTH if bold else 1)

@@ -63,7 +63,7 @@ def print_verdict(console: Console, plan: Plan) -> None:
     """Print the verdict as a sentence, and the memory behind it as another."""
     word, style = WORDS[plan.verdict]
     lead = Text(f"{word}: ", style=style)
-    print_hanging(console, lead, f"{_verdict_sentence(plan)} {_memory_sentence(plan)}")
+    print_hanging(console, lead, f"{verdict_sentence(plan)} {memory_sentence(plan)}")
 
 
 def print_next(console: Console, command: str | None) -> None:
@@ -159,7 +159,8 @@ def _cost(cost: Cost) -> str:
     return words + (f"; {cost.padding_share:.0%} of the tokens are padding" if cost.padding_share is not None else "")
 
 
-def _verdict_sentence(plan: Plan) -> str:
+def verdict_sentence(plan: Plan) -> str:
+    """What fits where, or does not."""
     model, card = model_words(plan), gpu_words(plan.request.gpu)
     if plan.config is not None:
         end = "." if plan.verdict == "fits" else ", but only just."
@@ -169,7 +170,8 @@ def _verdict_sentence(plan: Plan) -> str:
     return f"{model} does not fit {card}{how}."
 
 
-def _memory_sentence(plan: Plan) -> str:
+def memory_sentence(plan: Plan) -> str:
+    """The memory behind the verdict."""
     if plan.shortfall is not None:
         return f"{plan.shortfall[0].upper()}{plan.shortfall[1:]}."
     return f"It takes about {size_words(plan.estimate)} of {format_bytes(plan.usable_bytes)}."

@@ -1,0 +1,229 @@
+"""The server: the page at /, the verbs at /api and /mcp. Nothing of it is on the way of a command line's answer."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, PackageLoader
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from planner.planning import Plan
+from planner.question import Access, own_card
+from planner.run_store import store_path
+from planner.serve.form_choices import FormChoices, form_choices
+from planner.serve.http_api import api_router, error_response, tell_errors
+from planner.serve.mcp_server import mcp_server
+from planner.serve.page_answer import page_answer
+from planner.serve.page_cards import card_lines
+from planner.serve.page_question import EXAMPLE, PageQuestion
+from planner.serve.page_runs import runs_view
+from planner.serve.served_verbs import served_verbs
+from planner.version import version
+from profiles.errors import FituneError
+from profiles.model_catalog import ResolvedModel, resolve_model
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REMEMBERED = 64
+"""Answers that are kept; each is small without the configurations that lost."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What the server may do: which model folders and run folder it may read, whether it may ask the Hub.
+
+    The runs of this machine are shown if `runs` is a folder or `with_store`.
+    """
+
+    host: str = "127.0.0.1"
+    folders: tuple[Path, ...] = ()
+    hub: bool = True
+    runs: Path | None = None
+    with_store: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can ask."""
+        return self.host in LOOPBACK
+
+    @property
+    def shows_runs(self) -> bool:
+        """Whether there are runs to show."""
+        return self.runs is not None or self.with_store
+
+    def access(self) -> Access:
+        """What an answer may reach."""
+        return Access(resolve=self._resolve, files=False, tracing=None)
+
+    def _resolve(self, name: str) -> ResolvedModel:
+        given = Path(name).expanduser() in self.folders
+        return resolve_model(name, folders=given, hub=self.hub)
+
+
+def create_app(settings: ServerSettings | None = None) -> FastAPI:
+    """The ASGI application."""
+    settings = settings or ServerSettings()
+    access = settings.access()
+    tools = mcp_server(access)
+    # The page has its own check of the host, for all that it serves.
+    tools_app = tools.streamable_http_app(json_response=True, stateless_http=True, host=settings.host)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with tools.session_manager.run():
+            yield
+
+    app = FastAPI(
+        title="fitune",
+        version=version() or "",
+        summary="Can I fine-tune this model on my GPU?",
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere; /reference is written here.
+        docs_url=None,
+        redoc_url=None,
+    )
+    if settings.is_local:
+        # A page elsewhere that gives this machine a name of its own must not read answers.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "testserver"])
+    app.middleware("http")(_with_headers)
+    tell_errors(app)
+    app.include_router(api_router(access))
+    app.mount("/static", StaticFiles(packages=[("planner.serve", "static")]))
+    Page(settings, access).add_to(app)
+    app.router.routes.extend(tools_app.routes)
+    return app
+
+
+async def _with_headers(request: Request, call_next: Callable[[Request], Any]) -> Response:
+    response: Response = await call_next(request)
+    response.headers.update(HEADERS)
+    return response
+
+
+class Page:
+    """The routes of the page; they share the templates and the answers that are kept."""
+
+    def __init__(self, settings: ServerSettings, access: Access) -> None:
+        self._settings = settings
+        self._access = access
+        self._templates = Environment(
+            loader=PackageLoader("planner.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        self._choices: FormChoices = form_choices(has_card=own_card() is not None, folders=settings.folders)
+        self._kept = lru_cache(REMEMBERED)(self._ask)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Answer at the paths of the page."""
+        pages: dict[str, Callable[..., Response]] = {
+            "/": self.index,
+            "/answer": self.answer,
+            "/cards": self.cards,
+            "/reference": self.reference,
+        }
+        if self._settings.shows_runs:
+            pages |= {"/runs": self.runs, "/runs/list": self.runs_list}
+        for path, page in pages.items():
+            app.add_api_route(path, page, response_class=HTMLResponse, include_in_schema=False)
+        app.add_api_route("/run.yaml", self.run_file, include_in_schema=False)
+        app.add_api_route("/health", self.health, include_in_schema=False)
+
+    def index(self, request: Request) -> HTMLResponse:
+        """The whole page, with the answer to its link."""
+        query = request.query_params.multi_items() or EXAMPLE.items()
+        question = PageQuestion()
+        with _told() as problem:
+            question = PageQuestion.of(query)
+            return self._html("page.html", question=question, choices=self._choices, **self._answered(question))
+        return self._html("page.html", question=question, choices=self._choices, error=problem[0])
+
+    def answer(self, request: Request) -> HTMLResponse:
+        """The answer alone; `before` is the query of the question before."""
+        query = [(name, value) for name, value in request.query_params.multi_items() if name != "before"]
+        with _told() as problem:
+            question = PageQuestion.of(query)
+            return self._html("answer.html", **self._answered(question, request.query_params.get("before")))
+        return self._html("answer.html", error=problem[0])
+
+    def cards(self, request: Request) -> HTMLResponse:
+        """The same question on the common cards."""
+        with _told() as problem:
+            question = PageQuestion.of(request.query_params.multi_items())
+            return self._html("cards.html", lines=card_lines(question, self._plan(question)))
+        return self._html("cards.html", error=problem[0])
+
+    def run_file(self, request: Request) -> Response:
+        """The run file, to be kept."""
+        try:
+            question = PageQuestion.of(request.query_params.multi_items())
+            text = page_answer(question, self._plan(question), None).run_file
+        except FituneError as error:
+            return error_response(error)
+        if text is None:
+            return PlainTextResponse("nothing fits, so there is no run file\n", 404)
+        named = {"Content-Disposition": 'attachment; filename="run.yaml"'}
+        return Response(text, media_type="application/yaml", headers=named)
+
+    def runs(self) -> HTMLResponse:
+        """The runs of this machine."""
+        return self._html("runs.html", runs=self._runs())
+
+    def runs_list(self) -> HTMLResponse:
+        """The same without the page around it, to be shown again and again."""
+        return self._html("runs_list.html", runs=self._runs())
+
+    def health(self) -> PlainTextResponse:
+        """A sign of life."""
+        return PlainTextResponse("ok")
+
+    def reference(self) -> HTMLResponse:
+        """How to ask from programs."""
+        verbs = [(verb, verb.question.model_json_schema()) for verb in served_verbs().values()]
+        return self._html("reference.html", verbs=verbs)
+
+    def _runs(self) -> object:
+        return runs_view(self._settings.runs, self._settings.with_store)
+
+    def _answered(self, question: PageQuestion, before: str | None = None) -> dict[str, object]:
+        """What the template of an answer needs."""
+        earlier = None
+        if before is not None:
+            with _told():
+                earlier = self._plan(PageQuestion.of(parse_qsl(before)))
+        return {"answer": page_answer(question, self._plan(question), earlier)}
+
+    def _plan(self, question: PageQuestion) -> Plan:
+        """The answer, kept as long as no run was recorded since; what is free on this machine is asked anew."""
+        if question.gpu in ("auto", "cpu"):
+            return self._ask(question, 0)
+        store = store_path()
+        return self._kept(question, store.stat().st_mtime_ns if store and store.exists() else 0)
+
+    def _ask(self, question: PageQuestion, stamp: int) -> Plan:
+        return replace(question.ask(self._access), losers=())
+
+    def _html(self, template: str, **context: object) -> HTMLResponse:
+        shown = {"answer": None, "error": None, "shows_runs": self._settings.shows_runs, "version": version()}
+        return HTMLResponse(self._templates.get_template(template).render(shown | context))
+
+
+@contextmanager
+def _told() -> Iterator[list[FituneError]]:
+    """Keeps the error that ends the block, for it to be told on the page."""
+    problem: list[FituneError] = []
+    try:
+        yield problem
+    except FituneError as error:
+        problem.append(error)

@@ -1,0 +1,118 @@
+"""The question of the page: the fields of its form, which are also the query of its link."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar, get_args
+from urllib.parse import urlencode
+
+from pydantic import TypeAdapter, ValidationError
+
+from planner.planning import Plan, make_plan
+from planner.question import Access, Wishes
+from planner.request import RequestedMethod
+from planner.run_config import Objective
+from planner.settings import knobs_in, settings_of
+from planner.verbs import ANY, answer, planned_request
+from profiles.errors import ConfigError
+
+EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}
+"""What is asked before anybody asks."""
+
+METHODS: tuple[RequestedMethod, ...] = get_args(RequestedMethod)
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+NUMBERS = ("max_length", "batch_size", "lora_r", "rows")
+FIELDS = ("model", "gpu", "method", "objective", *NUMBERS, "recipe", "set")
+
+
+Choice = TypeVar("Choice", bound=str)
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuestion:
+    """The fields as they were typed; an empty one is open. `settings` are KNOB=VALUE."""
+
+    model: str = ""
+    gpu: str = ""
+    method: str = ""
+    objective: str = ""
+    max_length: str = ""
+    batch_size: str = ""
+    lora_r: str = ""
+    rows: str = ""
+    recipe: str = ""
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, query: Iterable[tuple[str, str]]) -> "PageQuestion":
+        """The question of a link. Raises ConfigError for a field that there is not."""
+        values: dict[str, str] = {}
+        settings: list[str] = []
+        for name, value in query:
+            if name not in FIELDS:
+                raise ConfigError(f"the link has a field {name}, but the page has none", hint=", ".join(FIELDS))
+            if name == "set":
+                settings += [line.strip() for line in value.splitlines() if line.strip()]
+            else:
+                values[name] = value.strip()
+        return cls(**values, settings=tuple(settings))
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields that are not empty, apart from the settings."""
+        return {name: value for name in FIELDS[:-1] if (value := getattr(self, name))}
+
+    @property
+    def query(self) -> str:
+        """The question as the query of a link."""
+        return urlencode([*self.fields.items(), *(("set", setting) for setting in self.settings)])
+
+    def with_fields(self, **fields: str) -> "PageQuestion":
+        """The same with other `fields`."""
+        return replace(self, **fields)  # type: ignore[arg-type]
+
+    def with_settings(self, knobs: Mapping[str, object]) -> "PageQuestion":
+        """The same with `knobs` pinned, in place of earlier settings of the same ones."""
+        new = settings_of(knobs)
+        names = {setting.partition("=")[0] for setting in new}
+        kept = [setting for setting in self.settings if setting.partition("=")[0] not in names]
+        return replace(self, settings=(*kept, *new))
+
+    def ask(self, access: Access) -> Plan:
+        """The answer. Raises InputError."""
+        wishes = self._wishes()
+        if self.recipe:
+            return make_plan(planned_request(self.model or None, self.gpu or None, wishes, access))
+        if not self.model:
+            raise ConfigError("no model is named", hint="type one, such as 7b or mistralai/Mistral-7B-v0.1")
+        return answer(self.model, self.gpu or ANY, wishes, access)
+
+    def _wishes(self) -> Wishes:
+        return Wishes(
+            method=_choice("method", self.method or "auto", METHODS),
+            objective=_choice("objective", self.objective, OBJECTIVES) if self.objective else None,
+            knobs=knobs_in(self.settings),
+            recipe=self.recipe or None,
+            max_length=_number("max_length", self.max_length),
+            batch_size=_number("batch_size", self.batch_size),
+            lora_r=_number("lora_r", self.lora_r),
+            rows=_number("rows", self.rows),
+        )
+
+
+def _number(name: str, text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        number = TypeAdapter(int).validate_python(text.replace(",", ""))
+    except ValidationError:
+        raise ConfigError(f"{name} is {text!r}, which is no whole number", hint="leave it empty for any") from None
+    if number < 1:
+        raise ConfigError(f"{name} is {number}, but it must be at least 1", hint="leave it empty for any")
+    return number
+
+
+def _choice(name: str, value: str, choices: tuple[Choice, ...]) -> Choice:
+    found = next((choice for choice in choices if choice == value), None)
+    if found is None:
+        raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}")
+    return found
