@@ -10,7 +10,7 @@ from planner.memory.estimate import MemoryEstimate
 from planner.request import Request
 from planner.resolve import resolve_step
 from planner.run_config import RunConfig
-from planner.space import OPTIMIZERS, Lossiness
+from planner.space import OPTIMIZERS, Lossiness, complexity
 from planner.speed import SpeedEstimate, step_time
 from planner.step import StepSpec
 from planner.verdict import Verdict, verdict
@@ -46,6 +46,11 @@ class Candidate:
     padding_share: float = 0.0
 
     @property
+    def complexity(self) -> tuple[bool, bool, bool]:
+        """How much machinery its layout takes."""
+        return complexity(self.config)
+
+    @property
     def needs_package(self) -> bool:
         """Whether more must be installed than torch and the trainer."""
         return needs_package(self.config)
@@ -73,6 +78,7 @@ class Judge:
         self, request: Request, estimator: Callable[[ModelProfile, StepSpec, GpuProfile | None], MemoryEstimate]
     ) -> None:
         self.usable = request.usable_bytes
+        self.host = request.cluster.host_memory_bytes
         self._request = request
         self._estimator = estimator
         self._real_lengths: dict[tuple[object, ...], tuple[float, float]] = {}
@@ -83,8 +89,13 @@ class Judge:
         step = resolve_step(config, request.model, request.gpu)
         lesson = request.experience.lesson(request.gpu, config)
         memory = lesson.corrected(self._estimator(request.model, step, request.gpu))
-        candidate = Candidate(config, step, lossiness, memory, verdict(memory, self.usable))
+        fits = "no" if self.misses_host_memory(memory) else verdict(memory, self.usable)
+        candidate = Candidate(config, step, lossiness, memory, fits)
         return candidate if candidate.verdict == "no" else self._timed(candidate, lesson)
+
+    def misses_host_memory(self, memory: MemoryEstimate) -> bool:
+        """Whether the machine has less main memory than its processes need, as far as that is known."""
+        return self.host is not None and memory.host_bytes > self.host
 
     def _timed(self, candidate: Candidate, lesson: Lesson) -> Candidate:
         """`candidate` with its speed on rows as long as those of the data."""

@@ -51,7 +51,7 @@ def _lengths(plan: Plan) -> tuple[int, ...]:
 
 
 def _cell(judge: Judge, plan: Plan, length: int, batch: int) -> Candidate | None:
-    effective = plan.closest.effective_batch_size // plan.closest.num_gpus
+    effective = plan.closest.effective_batch_size // plan.closest.data_parallel_size
     knobs = {
         "max_length": length,
         "per_device_train_batch_size": batch,

@@ -1,8 +1,8 @@
 """The section of a run file that says how several cards share one run."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from planner.knob_sections import Knobs
 
@@ -40,7 +40,7 @@ class ParallelKnobs(Knobs):
         "of weights, gradients and optimizer states; zero1, zero2, zero3: DeepSpeed, which shares out the optimizer "
         "states, then the gradients, then the weights as well.",
     )
-    offload: Offload = Field(
+    offload: Annotated[Offload, BeforeValidator(lambda given: "none" if given is None else given)] = Field(
         "none",
         description="What stays in host memory: the optimizer states, or with parameters the weights as well. "
         "fsdp moves both or none, zero1 and zero2 the optimizer only.",
@@ -62,17 +62,16 @@ class ParallelKnobs(Knobs):
     def _engine_can_do_it(self) -> Self:
         if self.offload not in OFFLOADS[self.strategy]:
             raise ValueError(
-                f"parallel.offload is {self.offload}, which {self.strategy} cannot; "
-                f"use {' or '.join(OFFLOADS[self.strategy])}"
+                f"offload is {self.offload}, which {self.strategy} cannot; use {' or '.join(OFFLOADS[self.strategy])}"
             )
         if self.strategy == "fsdp":
             return self
         if not self.reshard_after_forward:
-            raise ValueError(f"parallel.reshard_after_forward is for fsdp, but strategy is {self.strategy}; leave it")
+            raise ValueError(f"reshard_after_forward is for fsdp, but strategy is {self.strategy}; leave it")
         for name in ("tensor_parallel_size", "context_parallel_size"):
             if getattr(self, name) > 1:
                 raise ValueError(
-                    f"parallel.{name} is {getattr(self, name)}, which is built on fsdp, but strategy is "
+                    f"{name} is {getattr(self, name)}, which is built on fsdp, but strategy is "
                     f"{self.strategy}; use fsdp, or 1"
                 )
         return self

@@ -18,6 +18,7 @@ from planner.speed import SpeedEstimate
 from planner.units import format_bytes
 from planner.verdict import Verdict
 from profiles.fp16_overflow import fp16_overflow_source
+from profiles.interconnect import interconnect_facts
 from profiles.model_catalog import reference_shape
 from profiles.residuals import Evidence, residuals
 
@@ -110,7 +111,7 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         cost=run_cost(request, best) if best else None,
         alternatives=result.alternatives,
         losers=result.losers,
-        shortfall=None if best else shortfall(shown.estimate, usable),
+        shortfall=None if best else shortfall(shown.estimate, usable, request.cluster.host_memory_bytes),
         nearest=() if best else nearest_changes(request, estimator),
         notes=tuple(_notes(request, shown.config, planned=best is not None)),
     )
@@ -125,8 +126,8 @@ def run_cost(request: Request, best: Candidate) -> Cost | None:
     if best.speed is None:
         return Cost(num_steps, None, None, padding)
     seconds = num_steps * best.speed.seconds_per_step
-    price = request.gpu.price if request.gpu else None
-    return Cost(num_steps, seconds, price.median_usd_per_hour * seconds / 3600 if price else None, padding)
+    price = request.cluster.usd_per_hour(request.gpu)
+    return Cost(num_steps, seconds, price * seconds / 3600 if price else None, padding)
 
 
 def _num_steps(request: Request, config: RunConfig) -> int | None:
@@ -165,10 +166,23 @@ def _notes(request: Request, config: RunConfig, planned: bool) -> Iterator[str]:
         yield taught
     if "attn_implementation" not in request.knobs:
         yield from _attention_notes(config)
+    yield from _cluster_notes(request, config)
     if note := wheel_note(request.gpu):
         yield note
     if request.gpu is not None and not request.gpu.memory_measured:
         yield f"the memory of {request.gpu.name} is bounded from its listed size, not read from torch"
+
+
+def _cluster_notes(request: Request, config: RunConfig) -> Iterator[str]:
+    """What is taken for granted of the machines."""
+    cluster = request.cluster
+    if cluster.num_nodes > 1 and cluster.network_bytes_per_s is None:
+        assumed = interconnect_facts().network.assumed_bytes_per_s * 8 / 1e9
+        yield f"the network between machines is taken to have {assumed:.0f} Gbit/s; the speed depends on it"
+    if config.parallel and config.parallel.offload != "none" and cluster.host_memory_bytes is None:
+        yield "the main memory of the machine is not known; see what the offload needs of it"
+    if cluster.world_size > 1 and request.free_bytes is not None and cluster.instance is None:
+        yield f"planned for the card with the least free memory of the {cluster.num_gpus} here"
 
 
 def _attention_notes(config: RunConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from planner.cluster import ONE_CARD, Cluster
 from planner.experience import NO_EXPERIENCE, NO_LESSON, Experience, Lesson
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.request import Request
@@ -13,6 +14,7 @@ from planner.resolve import resolve_step
 from planner.run_config import RunConfig
 from planner.space import groups, openings
 from planner.speed import SpeedEstimate, step_time
+from planner.step import StepSpec
 from planner.traced import traced_estimate
 from planner.units import format_bytes
 from planner.verdict import Verdict, usable_bytes, verdict
@@ -52,6 +54,7 @@ class Target:
     folder: Path | None = None
     undescribed: str | None = None
     experience: Experience = NO_EXPERIENCE
+    cluster: Cluster = ONE_CARD
 
     @property
     def name(self) -> str:
@@ -119,7 +122,7 @@ def predict(config: RunConfig, target: Target) -> Prediction:
     lesson = target.experience.lesson(target.gpu, config) if target.trainer == OWN_TRAINER else NO_LESSON
     memory = lesson.corrected(estimate(target.model, step, target.gpu))
     usable = usable_bytes(target.gpu, target.free_bytes)
-    speed = lesson.paced(step_time(target.model, step, target.gpu, config.gradient_accumulation_steps))
+    speed = lesson.paced(_speed(config, target, step))
     return Prediction(config, target, memory, usable, verdict(memory, usable), speed, lesson)
 
 
@@ -135,8 +138,14 @@ def predict_traced(config: RunConfig, target: Target) -> Prediction:
     speed = None
     if target.model is not None:
         step = resolve_step(config, target.model, target.gpu, target.trainer)
-        speed = step_time(target.model, step, target.gpu, config.gradient_accumulation_steps)
+        speed = _speed(config, target, step)
     return Prediction(config, target, memory, usable, verdict(memory, usable), speed, by="trace")
+
+
+def _speed(config: RunConfig, target: Target, step: StepSpec) -> SpeedEstimate | None:
+    assert target.model is not None
+    network = target.cluster.network_bytes_per_s
+    return step_time(target.model, step, target.gpu, config.gradient_accumulation_steps, network)
 
 
 def predict_either_way(

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.cluster import ONE_CARD, Cluster
 from planner.data_lengths import DataLengths
 from planner.data_report import DataReport
 from planner.experience import NEWEST, NO_EXPERIENCE, Experience
 from planner.prediction import Tracing, untold
-from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, loadable_name
+from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, groups_of, loadable_name
 from planner.run_config import Objective
 from planner.settings import check_knobs, knobs_in, merged
-from profiles.errors import ConfigError, DataError, EnvironmentFault, InputError
+from profiles.errors import ConfigError, DataError, EnvironmentFault
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes
 from profiles.model_catalog import ResolvedModel, resolve_model
@@ -33,10 +34,14 @@ ANSWERED_ELSEWHERE = {"model": "MODEL", "gpu": "--gpu", "version": "no option"}
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is planned for: a card, or the CPU (`gpu` None), and the memory that is free on it now, if it is here."""
+    """What is planned for: a card, or the CPU (`gpu` None), and the memory that is free on it now, if it is here.
+
+    Where there are several, it is the smallest of the `cluster`.
+    """
 
     gpu: GpuProfile | None
     free_bytes: int | None = None
+    cluster: Cluster = ONE_CARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Wishes:
     objective: Objective | None = None
     recipe: str | None = None
     rows: int | None = None
+    num_gpus: int | None = None
+    num_nodes: int | None = None
 
 
 def own_experience() -> Experience:
@@ -112,20 +119,31 @@ def names_run_file(subject: str) -> bool:
 
 
 def find_card(name: str) -> Card:
-    """The card of this name; `auto` is the one of this machine, `cpu` its processor.
+    """The card of this name, or those of a cloud's machine; `auto` are those of this machine, `cpu` its processor.
 
     Raises UnknownGpuError, and EnvironmentFault for `auto` without a driver or card.
     """
     if name.lower() == "cpu":
         return Card(None, available_memory_bytes())
     if name.lower() == "auto":
-        from profiles.detect import detect_gpu
-
-        found = detect_gpu()
-        return Card(found.profile, found.free_bytes)
+        return _cards_here()
     from profiles.gpu_catalog import find_gpu
+    from profiles.instance import find_instance
 
+    if machine := find_instance(name):
+        cluster = Cluster(machine.num_gpus, instance=machine, host_memory_bytes=machine.memory_bytes)
+        return Card(find_gpu(machine.gpu), cluster=cluster)
     return Card(find_gpu(name))
+
+
+def _cards_here() -> Card:
+    """This machine's cards; unlike ones share a run as the one with the least free memory can."""
+    from profiles.detect import detect_usable_gpus
+
+    found = detect_usable_gpus()
+    smallest = min(found, key=lambda gpu: gpu.free_bytes)
+    cluster = Cluster(len(found), host_memory_bytes=available_memory_bytes()) if len(found) > 1 else ONE_CARD
+    return Card(smallest.profile, smallest.free_bytes, cluster)
 
 
 def card_or_cpu(name: str | None) -> Card:
@@ -141,18 +159,10 @@ def own_card() -> Card | None:
         return None
 
 
-def refuse_several(num_gpus: int) -> None:
-    """Raise InputError for more than one card, which the memory model does not cover."""
-    if num_gpus > 1:
-        raise InputError(
-            f"--num-gpus is {num_gpus}, but only runs on one card are modeled so far",
-            hint="leave it out: with plain data parallelism each card needs at least what one card needs alone",
-        )
-
-
 def request_for(model_name: str, card: Card, wishes: Wishes, access: Access = FULL_ACCESS) -> Request:
     """The question to the planner. Raises UnknownModelError, ConfigError or DataError."""
     knobs = pinned_knobs(wishes)
+    cluster = cluster_of(card, knobs)
     method = knobs.pop("method", wishes.method)
     if method == "full" and "lora" in knobs:
         raise ConfigError("full fine-tuning has no adapter, so lora.r has no effect", hint="leave it out, or use lora")
@@ -163,7 +173,8 @@ def request_for(model_name: str, card: Card, wishes: Wishes, access: Access = FU
         model=model,
         gpu=card.gpu,
         method=method,
-        effective_batch_size=wishes.batch_size or EFFECTIVE_BATCH_SIZE,
+        effective_batch_size=batch_of(wishes.batch_size, knobs, cluster),
+        cluster=cluster,
         knobs=knobs,
         lengths=_lengths(wishes.data, loadable_name(model, model_name), access.inspect) if wishes.data else None,
         free_bytes=card.free_bytes,
@@ -173,13 +184,36 @@ def request_for(model_name: str, card: Card, wishes: Wishes, access: Access = FU
     )
 
 
+def cluster_of(card: Card, knobs: dict[str, Any]) -> Cluster:
+    """The cluster of `card` with the numbers of cards and machines that `knobs` have, which are taken out of them."""
+    num_gpus, num_nodes = knobs.pop("num_gpus", card.cluster.num_gpus), knobs.pop("num_nodes", card.cluster.num_nodes)
+    return replace(card.cluster, num_gpus=num_gpus, num_nodes=num_nodes)
+
+
+def batch_of(asked: int | None, knobs: Mapping[str, Any], cluster: Cluster) -> int:
+    """Examples of an optimizer step: what was asked for, or the usual number, rounded up to what the cards can share.
+
+    Raises ConfigError if a number that was asked for is not a multiple of the cards.
+    """
+    groups = groups_of(cluster, knobs)
+    if asked is None:
+        return -(-EFFECTIVE_BATCH_SIZE // groups) * groups
+    if asked % groups:
+        raise ConfigError(
+            f"--batch-size is {asked}, but {groups} cards with rows of their own share it",
+            hint=f"use a multiple of {groups}, such as {-(-asked // groups) * groups}",
+        )
+    return asked
+
+
 def pinned_knobs(wishes: Wishes) -> dict[str, Any]:
     """All knobs that `wishes` name, nested as in a run file. Raises ConfigError for what is wrong by itself."""
     knobs = dict(wishes.knobs)
     for name in ANSWERED_ELSEWHERE.keys() & knobs.keys():
         raise ConfigError(f"--set cannot change {name}", hint=f"it comes from {ANSWERED_ELSEWHERE[name]}")
-    if wishes.max_length is not None:
-        knobs["max_length"] = wishes.max_length
+    for name in ("num_gpus", "num_nodes", "max_length"):
+        if (value := getattr(wishes, name)) is not None:
+            knobs[name] = value
     if wishes.lora_r is not None:
         knobs["lora"] = {**_section(knobs, "lora"), "r": wishes.lora_r}
     if wishes.objective is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from planner.cluster import ONE_CARD, Cluster
 from planner.data_lengths import DataLengths
 from planner.experience import NO_EXPERIENCE, Experience
 from planner.run_config import Objective, RunConfig, split_batch
@@ -37,6 +38,7 @@ class Request:
     lengths: DataLengths | None = None
     free_bytes: int | None = None
     model_name: str | None = None
+    cluster: Cluster = ONE_CARD
     experience: Experience = NO_EXPERIENCE
     num_rows: int | None = None
 
@@ -68,22 +70,29 @@ class Request:
         return replace(self, gpu=gpu, free_bytes=None)
 
     def batches(self) -> tuple[tuple[int, int], ...]:
-        """Micro-batch and accumulation steps that keep the effective batch size, the smallest micro-batch first.
+        """Micro-batch of a card and accumulation steps that keep the effective batch size, the smallest first.
 
         Kto compares the answers of a micro-batch, so it has no batches of one. Raises ConfigError if the batch sizes
         that the user gave do not divide.
         """
         micro_batch = self.knobs.get("per_device_train_batch_size")
         accumulation = self.knobs.get("gradient_accumulation_steps")
+        size = self.effective_batch_size // groups_of(self.cluster, self.knobs)
         if micro_batch and accumulation:
             return ((micro_batch, accumulation),)
         if micro_batch:
-            return ((micro_batch, split_batch(self.effective_batch_size, micro_batch)),)
+            return ((micro_batch, split_batch(size, micro_batch)),)
         if accumulation:
-            return ((_micro_batch(self.effective_batch_size, accumulation), accumulation),)
-        size = self.effective_batch_size
+            return ((_micro_batch(size, accumulation), accumulation),)
         smallest = 2 if self.objective == "kto" and size > 1 else 1
         return tuple((micro, size // micro) for micro in range(smallest, size + 1) if size % micro == 0)
+
+
+def groups_of(cluster: Cluster, knobs: Mapping[str, Any]) -> int:
+    """Groups of cards with rows of their own, if `knobs` are pinned; those that split products or rows share theirs."""
+    parallel = knobs.get("parallel") or {}
+    split: int = parallel.get("tensor_parallel_size", 1) * parallel.get("context_parallel_size", 1)
+    return max(1, cluster.world_size // split)
 
 
 def loadable_name(model: ModelProfile, called: str | None) -> str:

@@ -1,6 +1,7 @@
 """The best configuration that fits, what else is worth a look, and why each other candidate lost.
 
-Order of preference: fits before tight; then the least lossy base, weights and optimizer; then no package beside torch;
+Order of preference: fits before tight; then the least lossy base, weights and optimizer; then the simplest layout of
+the cards; then no package beside torch;
 then speed; then, among those that are as fast, the fewest settings changed and the most headroom. The rows of an
 optimizer step never change.
 """
@@ -13,7 +14,7 @@ from planner.candidate import Candidate, Judge, needs_package
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.request import Request
 from planner.run_config import RunConfig
-from planner.space import Group, Lossiness, groups, openings
+from planner.space import Group, Lossiness, complexity, groups, openings
 from planner.step import StepSpec
 from planner.units import format_bytes
 from planner.verdict import Verdict, missing_bytes
@@ -88,7 +89,7 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     closest = min(candidates, key=lambda candidate: candidate.estimate.interval_bytes[1])
     ranked = _ranked(candidates)
     best = ranked[0] if ranked else None
-    beaten = tuple(Loser(c.config, _reason(c, best, judge.usable)) for c in candidates if c is not best)
+    beaten = tuple(Loser(c.config, _reason(c, best, judge)) for c in candidates if c is not best)
     return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
 
 
@@ -102,6 +103,8 @@ def _judge_optimizers(
         for group in tier:
             if only_best and needs_package(group.rows[0].first) and _some_fit_as_installed(found):
                 continue
+            if only_best and _some_simpler_fits(group, found):
+                continue
             if tried:
                 _judge_group(judge, group, found, prune)
             else:
@@ -112,6 +115,11 @@ def _judge_optimizers(
 
 def _some_fits(candidates: Iterable[Candidate]) -> bool:
     return any(candidate.verdict == "fits" for candidate in candidates)
+
+
+def _some_simpler_fits(group: Group, candidates: Iterable[Candidate]) -> bool:
+    own = complexity(group.rows[0].first)
+    return any(candidate.verdict == "fits" and candidate.complexity < own for candidate in candidates)
 
 
 def _some_fit_as_installed(candidates: Iterable[Candidate]) -> bool:
@@ -143,10 +151,11 @@ def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [c for _, alike in groupby(feasible, key=_preference) for c in _by_speed(list(alike))]
 
 
-def _preference(candidate: Candidate) -> tuple[int, int, int, Lossiness, bool]:
+def _preference(candidate: Candidate) -> tuple[int, int, int, Lossiness, tuple[bool, bool, bool], bool]:
     config = candidate.config
     rank = config.lora.r if config.lora else 0
-    return PREFERENCE.index(candidate.verdict), -config.max_length, -rank, candidate.lossiness, candidate.needs_package
+    quality = PREFERENCE.index(candidate.verdict), -config.max_length, -rank, candidate.lossiness
+    return *quality, candidate.complexity, candidate.needs_package
 
 
 def _by_speed(candidates: list[Candidate]) -> list[Candidate]:
@@ -174,8 +183,10 @@ def _stands_out(candidate: Candidate, other: Candidate) -> bool:
     return faster or candidate.estimate.process_bytes < other.estimate.process_bytes * (1 - CLEARLY)
 
 
-def _reason(candidate: Candidate, best: Candidate | None, usable: int) -> str:
-    missing = format_bytes(missing_bytes(candidate.estimate, usable))
+def _reason(candidate: Candidate, best: Candidate | None, judge: Judge) -> str:
+    if judge.misses_host_memory(candidate.estimate):
+        return f"needs {format_bytes(candidate.estimate.host_bytes)} of host memory in each machine"
+    missing = format_bytes(missing_bytes(candidate.estimate, judge.usable))
     if candidate.verdict == "no" or best is None:
         return f"needs {missing} more"
     if candidate.verdict != best.verdict:
@@ -184,6 +195,8 @@ def _reason(candidate: Candidate, best: Candidate | None, usable: int) -> str:
         return f"cuts rows to {candidate.config.max_length} tokens"
     if candidate.lossiness > best.lossiness:
         return _lossier(candidate, best)
+    if candidate.complexity > best.complexity:
+        return "shares out weights or states without need"
     if candidate.needs_package > best.needs_package:
         return "needs the flash-attn package"
     if candidate.pace < best.pace * (1 - SAME_SPEED):

@@ -10,7 +10,17 @@ from pydantic import ValidationError
 from planner.data_lengths import proposed_length
 from planner.hardware import attention_implementations, objections, precisions, quantizations
 from planner.request import Request
-from planner.run_config import LOSS_PATHS, REFERRING, LossPath, Method, Objective, Quantization, RunConfig
+from planner.run_config import (
+    AUTOCAST,
+    LOSS_PATHS,
+    REFERRING,
+    LossPath,
+    Method,
+    Objective,
+    ParallelKnobs,
+    Quantization,
+    RunConfig,
+)
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.model import ModelProfile
@@ -29,6 +39,14 @@ CHECKPOINTS: tuple[Knobs, ...] = (
     {"gradient_checkpointing": False, "checkpoint_every_n_layers": 1, "checkpoint_offload": False},
 )
 """From the least memory to the most."""
+
+LAYOUTS: tuple[Knobs, ...] = (
+    {"strategy": "ddp"},
+    {"strategy": "fsdp"},
+    {"strategy": "fsdp", "offload": "parameters"},
+)
+"""How several cards share a run, the simplest first. DeepSpeed and groups that split products or rows are a user's
+choice: they need another engine, or what a model has to be able to do."""
 
 BASES: tuple[Quantization | None, ...] = (None, "int8", "nf4", "fp4")
 """The least lossy first."""
@@ -149,15 +167,62 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
     losses = _pinned([{"loss": loss} for loss in loss_paths(request.objective, request.model)], pins)
     optimizers = _pinned([{"optim": name} for name in OPTIMIZERS if request.gpu or "paged" not in name], pins)
     references = _references(request)
+    layouts, refusals, num_found = _layouts(request), list[str](), 0
     for method, quantization in _bases(request):
         known = precisions(request.model, request.gpu, method)
         dtypes = _pinned([{"dtype": p.dtype, "mixed_precision": p.mixed_precision} for p in known], pins)
         base = {"method": method, "quantization": quantization}
-        for (weights, dtype), (optimizer, optim), loss, code, reference in product(
-            enumerate(dtypes), enumerate(optimizers), losses, attention, references
+        for (weights, dtype), (optimizer, optim), layout, loss, code, reference in product(
+            enumerate(dtypes), enumerate(optimizers), layouts, losses, attention, references
         ):
+            if refusal := _refusal(layout, base | dtype | optim):
+                refusals.append(refusal)
+                continue
+            num_found += 1
             lossiness = Lossiness(BASES.index(quantization), weights, min(optimizer, 1))
-            yield lossiness, base | dtype | optim | loss | code | reference
+            yield lossiness, base | dtype | optim | layout | loss | code | reference
+    if refusals and not num_found:
+        raise ConfigError(refusals[0])
+
+
+def complexity(config: RunConfig) -> tuple[bool, bool, bool]:
+    """How much machinery the layout of `config` takes, the simplest first: nothing is split, weights, rows or products;
+    nothing waits in host memory."""
+    knobs = config.parallel
+    if knobs is None:
+        return False, False, False
+    splits_work = knobs.tensor_parallel_size * knobs.context_parallel_size > 1
+    return knobs.offload != "none", splits_work, knobs.strategy != "ddp"
+
+
+def _layouts(request: Request) -> tuple[Knobs, ...]:
+    """The ways to share the run that the user leaves open, as knobs; one card has none. Raises ConfigError if none."""
+    if request.cluster.world_size == 1:
+        return ({},)
+    pinned, refusals, layouts = request.knobs.get("parallel") or {}, [], []
+    for layout in _pinned([{"offload": "none"} | layout for layout in LAYOUTS], pinned):
+        try:
+            section = ParallelKnobs.model_validate({**pinned, **layout})
+        except ValidationError as error:
+            refusals.append(error.errors()[0]["msg"].removeprefix("Value error, "))
+            continue
+        layouts.append({**request.cluster.knobs, "parallel": section.model_dump()})
+    if not layouts:
+        raise ConfigError(refusals[0])
+    return tuple(layouts)
+
+
+def _refusal(layout: Knobs, knobs: Knobs) -> str | None:
+    """Why an engine cannot share out such weights or such an optimizer; None if it can."""
+    if not layout:
+        return None
+    section = ParallelKnobs.model_validate(layout["parallel"])
+    try:
+        section.check_base(knobs["method"], knobs["quantization"], knobs["dtype"], AUTOCAST[knobs["mixed_precision"]])
+        section.check_optimizer(knobs["optim"])
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _references(request: Request) -> tuple[Knobs, ...]:
@@ -219,6 +284,7 @@ def _config(request: Request, knobs: Knobs, max_length: int, rank: int) -> RunCo
         **request.knobs,
         "lora": _lora(request, knobs["method"], rank),
         "preference": knobs.get("preference", request.knobs.get("preference")),
+        "parallel": knobs.get("parallel"),
     }
     try:
         return RunConfig.model_validate(values)

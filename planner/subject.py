@@ -36,7 +36,9 @@ def configuration(
     config = with_knobs(written, pinned_knobs(wishes))
     try:
         model = access.resolve(config.model).profile
-        return config, Target(model, card.gpu, card.free_bytes, trainer, experience=access.experience())
+        return config, Target(
+            model, card.gpu, card.free_bytes, trainer, experience=access.experience(), cluster=card.cluster
+        )
     except UnsupportedError as error:
         if access.tracing is None:
             raise
@@ -76,7 +78,14 @@ def _of_model(name: str, gpu: str | None, wishes: Wishes, trainer: str, access: 
             raise
         config = with_knobs(_usual(name, card, wishes), pinned_knobs(wishes))
         return config, _undescribed(name, card, trainer, error)
-    target = Target(request.model, request.gpu, request.free_bytes, trainer, experience=request.experience)
+    target = Target(
+        request.model,
+        request.gpu,
+        request.free_bytes,
+        trainer,
+        experience=request.experience,
+        cluster=request.cluster,
+    )
     return usual_config(request), target
 
 

@@ -29,8 +29,8 @@ OptionalModelName = Annotated[str | None, Field(description="As in `can`; None: 
 GpuName = Annotated[
     str | None,
     Field(
-        description="A card (t4, a100-80gb), a size (16GB), cpu, auto: this machine's card; for can also any: the "
-        "common cards compared."
+        description="A card (t4, a100-80gb), a size (16GB), a machine (p4d.24xlarge), cpu, auto: the cards here; for "
+        "can also any: the common cards compared."
     ),
 ]
 MethodName = Annotated[
@@ -49,6 +49,8 @@ DataFile = Annotated[
     str | Path | None, Field(description="Training data; the lengths of its rows decide max_length, time and padding.")
 ]
 Rows = Annotated[int | None, Field(gt=0, description="Rows of the data, for time and cost where there is no file yet.")]
+Cards = Annotated[int | None, Field(gt=0, description="Cards in each machine; None: one, or all that a machine has.")]
+Nodes = Annotated[int | None, Field(gt=0, description="Machines.")]
 Knobs = Annotated[
     Mapping[str, Any] | None, Field(description='Any knobs of the run file, nested as there: {"lora": {"r": 8}}.')
 ]
@@ -65,6 +67,8 @@ def can(
     batch_size: BatchSize = None,
     data: DataFile = None,
     rows: Rows = None,
+    num_gpus: Cards = None,
+    num_nodes: Nodes = None,
     knobs: Knobs = None,
     access: Access = FULL_ACCESS,
 ) -> Plan:
@@ -85,7 +89,7 @@ def can(
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows)
+    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows, num_gpus, num_nodes)
     return answer(model, gpu, wishes, access)
 
 
@@ -101,6 +105,8 @@ def plan(
     batch_size: BatchSize = None,
     data: DataFile = None,
     rows: Rows = None,
+    num_gpus: Cards = None,
+    num_nodes: Nodes = None,
     knobs: Knobs = None,
     access: Access = FULL_ACCESS,
 ) -> Plan:
@@ -121,7 +127,7 @@ def plan(
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows)
+    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows, num_gpus, num_nodes)
     return make_plan(planned_request(model, gpu, replace(wishes, recipe=recipe), access))
 
 
@@ -133,6 +139,8 @@ def estimate(
     objective: ObjectiveName = None,
     max_length: Length = None,
     lora_r: Rank = None,
+    num_gpus: Cards = None,
+    num_nodes: Nodes = None,
     knobs: Knobs = None,
     trainer: TrainerName = OWN_TRAINER,
     exact: Annotated[bool, Field(description="Trace the step itself; takes seconds and the train extra.")] = False,
@@ -153,7 +161,7 @@ def estimate(
         profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.
         profiles.errors.EnvironmentFault: a trace without the packages of the `train` extra.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs)
+    wishes = _wishes(method, objective, max_length, lora_r, knobs, num_gpus=num_gpus, num_nodes=num_nodes)
     return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact, access)
 
 
@@ -199,6 +207,8 @@ def _wishes(
     batch_size: int | None = None,
     data: str | Path | None = None,
     rows: int | None = None,
+    num_gpus: int | None = None,
+    num_nodes: int | None = None,
 ) -> Wishes:
     return Wishes(
         method=method,
@@ -209,4 +219,6 @@ def _wishes(
         data=Path(data) if data is not None else None,
         objective=objective,
         rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
     )

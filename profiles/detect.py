@@ -45,11 +45,16 @@ class DetectedGpu:
 
 
 def detect_gpu() -> DetectedGpu:
-    """The GPU of this machine to plan for: of those that CUDA_VISIBLE_DEVICES leaves, the one with most free memory.
+    """The GPU of this machine with most free memory, of those that CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
         EnvironmentFault: there is no driver, no GPU, or none is visible.
     """
+    return max(detect_usable_gpus(), key=lambda gpu: gpu.free_bytes)
+
+
+def detect_usable_gpus() -> tuple[DetectedGpu, ...]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves. Raises as `detect_gpu` does."""
     gpus = detect_gpus()
     setting = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = gpus if setting is None else visible_gpus(gpus, setting)
@@ -59,7 +64,7 @@ def detect_gpu() -> DetectedGpu:
             f"CUDA_VISIBLE_DEVICES is '{setting}', which hides every GPU of this machine",
             f"unset it or choose from: {names}",
         )
-    return max(visible, key=lambda gpu: gpu.free_bytes)
+    return visible
 
 
 def detect_gpus() -> tuple[DetectedGpu, ...]:

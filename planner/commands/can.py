@@ -10,6 +10,7 @@ from planner.commands.options import (
     MaxLength,
     MethodChoice,
     Model,
+    Nodes,
     NumGpus,
     ObjectiveChoice,
     Rows,
@@ -17,7 +18,7 @@ from planner.commands.options import (
 )
 from planner.commands.terminal import TERMINAL
 from planner.planning import Plan
-from planner.question import Wishes, refuse_several
+from planner.question import Wishes
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document
 from planner.settings import knobs_in
@@ -27,7 +28,8 @@ from planner.verbs import answer
 def can(
     model: Model,
     gpu: Gpu = None,
-    num_gpus: NumGpus = 1,
+    num_gpus: NumGpus = None,
+    nodes: Nodes = None,
     method: MethodChoice = "auto",
     objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
@@ -50,8 +52,18 @@ def can(
       fitune can 7b --gpu t4
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
-    refuse_several(num_gpus)
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, rows=rows)
+    wishes = Wishes(
+        method,
+        max_length,
+        lora_r,
+        batch_size,
+        knobs_in(settings or ()),
+        data,
+        objective,
+        rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+    )
     plan = answer(model, gpu, wishes, TERMINAL)
     if json:
         print_json(plan_document(plan))

@@ -17,6 +17,8 @@ from planner.commands.options import (
     LoraR,
     MaxLength,
     MethodChoice,
+    Nodes,
+    NumGpus,
     ObjectiveChoice,
     Plot,
     Settings,
@@ -47,6 +49,8 @@ def estimate(
         ),
     ],
     gpu: Gpu = None,
+    num_gpus: NumGpus = None,
+    nodes: Nodes = None,
     method: MethodChoice = "auto",
     objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
@@ -78,7 +82,15 @@ def estimate(
       fitune estimate run.yaml --set max_length=4096 --trainer trl
       fitune estimate axolotl.yml --gpu t4 --fix
     """
-    wishes = Wishes(method, max_length, lora_r, knobs=knobs_in(settings or ()), objective=objective)
+    wishes = Wishes(
+        method,
+        max_length,
+        lora_r,
+        knobs=knobs_in(settings or ()),
+        objective=objective,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+    )
     show = Show(explain, plot, json)
     peer_options = {"--format": format, "--model": model, "--fix": fix, "-o": output, "--strict": strict}
     if names_file(subject):

@@ -11,9 +11,12 @@ def plan_command(plan: Plan, wishes: Wishes) -> str | None:
     """What to type to get the run file of `plan`; None if there is none."""
     if plan.config is None:
         return None
-    gpu = plan.request.gpu.name if plan.request.gpu else "cpu"
+    machine = plan.request.cluster.instance
+    gpu = machine.name if machine else plan.request.gpu.name if plan.request.gpu else "cpu"
     argv = ["fitune", "plan", plan.request.model_name or plan.config.model, "--gpu", gpu]
     options = {
+        "--num-gpus": wishes.num_gpus,
+        "--nodes": wishes.num_nodes,
         "--recipe": wishes.recipe,
         "--method": None if wishes.method == "auto" else wishes.method,
         "--objective": wishes.objective,

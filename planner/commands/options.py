@@ -76,13 +76,26 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="GPU",
-        help="A card (t4, a100-80gb), a size (16GB), auto (this machine's, with what is free now) or cpu; "
-        "for can also any: the common cards compared.",
+        help="A card (t4, a100-80gb), a size (16GB), a machine (p4d.24xlarge), auto (this machine's, with what is free "
+        "now) or cpu; for can also any: the common cards compared.",
         autocompletion=_complete_gpu,
         show_default=False,
     ),
 ]
-NumGpus = Annotated[int, typer.Option("--num-gpus", metavar="N", help="Cards of this kind.", callback=_at_least_one)]
+NumGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--num-gpus",
+        metavar="N",
+        help="Cards in each machine; one, or all that a machine has.",
+        callback=_at_least_one,
+        show_default=False,
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option("--nodes", metavar="N", help="Machines.", callback=_at_least_one, show_default="1"),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", metavar="TOKENS", help="Tokens a row is cut to.", callback=_at_least_one),

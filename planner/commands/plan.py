@@ -15,6 +15,7 @@ from planner.commands.options import (
     LoraR,
     MaxLength,
     MethodChoice,
+    Nodes,
     NumGpus,
     ObjectiveChoice,
     OptionalModel,
@@ -27,7 +28,7 @@ from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
 from planner.commands.terminal import TERMINAL
 from planner.planning import Plan, make_plan
-from planner.question import Wishes, refuse_several
+from planner.question import Wishes
 from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
 from planner.run_config import RunConfig
@@ -40,7 +41,8 @@ def plan(
     model: OptionalModel = None,
     recipe: RecipeName = None,
     gpu: Gpu = None,
-    num_gpus: NumGpus = 1,
+    num_gpus: NumGpus = None,
+    nodes: Nodes = None,
     method: MethodChoice = "auto",
     objective: ObjectiveChoice = None,
     max_length: MaxLength = None,
@@ -70,11 +72,22 @@ def plan(
       fitune plan llama2-7b --gpu 24GB --batch-size 32 --set optim=adamw_8bit --explain
       fitune plan --recipe zephyr-dpo --data pairs.jsonl -o run.yaml
     """
-    refuse_several(num_gpus)
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
     check_plot(plot)
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs_in(settings or ()), data, objective, recipe, rows)
+    wishes = Wishes(
+        method,
+        max_length,
+        lora_r,
+        batch_size,
+        knobs_in(settings or ()),
+        data,
+        objective,
+        recipe,
+        rows,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+    )
     card = gpu if recipe or model is None else card_or_told(gpu)
     found = make_plan(planned_request(model, card, wishes, TERMINAL))
     if output is not None and found.config is not None:

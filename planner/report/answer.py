@@ -10,7 +10,7 @@ from planner.planning import Cost, Plan
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
-from planner.run_config import PAIRED, REFERRING, Method, Objective, RunConfig
+from planner.run_config import PAIRED, REFERRING, Method, Objective, Offload, RunConfig, Strategy
 from planner.units import format_bytes, format_count, format_seconds
 from planner.verdict import Verdict
 from profiles.build_architecture import architecture
@@ -32,6 +32,18 @@ OBJECTIVES: dict[Objective, str] = {
     "kto": "judged answers, by KTO",
     "reward": "a score of answers, from preferences",
 }
+LAYOUTS: dict[Strategy, str] = {
+    "ddp": "each holds all (DDP)",
+    "fsdp": "weights, gradients and states shared out (FSDP)",
+    "zero1": "optimizer states shared out (ZeRO-1)",
+    "zero2": "gradients and optimizer states shared out (ZeRO-2)",
+    "zero3": "weights, gradients and states shared out (ZeRO-3)",
+}
+OFFLOADS: dict[Offload, str] = {
+    "none": "",
+    "optimizer": "optimizer states in host memory",
+    "parameters": "weights and optimizer in host memory",
+}
 LABEL_WIDTH = 13
 
 NEAREST_COLUMNS = (
@@ -49,6 +61,8 @@ def print_answer(console: Console, plan: Plan) -> None:
     console.print()
     if plan.config is not None:
         facts = setting_facts(plan.config, plan.tokens_per_second, plan.cost)
+        if plan.estimate.host_bytes:
+            facts.append(("host memory", f"about {format_bytes(plan.estimate.host_bytes)} in each machine"))
         print_facts(console, facts + evidence_facts(plan.evidence))
         console.print()
     print_memory_bar(console, plan.estimate, plan.usable_bytes)
@@ -102,6 +116,7 @@ def setting_facts(config: RunConfig, tokens_per_second: float | None, cost: Cost
     if config.objective in REFERRING:
         facts.append(("reference", _reference(config)))
     facts += [
+        *([("cards", layout_words(config))] if config.parallel else []),
         ("method", _method(config)),
         ("batch", _batch(config)),
         ("activations", _activations(config)),
@@ -140,9 +155,24 @@ def size_words(estimate: MemoryEstimate) -> str:
     return format_bytes(estimate.process_bytes) + (f" ({low} to {high})" if low != high else "")
 
 
-def gpu_words(gpu: GpuProfile | None) -> str:
-    """The card, or the CPU."""
-    return f"one {gpu.name}" if gpu else "this CPU"
+def gpu_words(gpu: GpuProfile | None, num_gpus: int = 1, num_nodes: int = 1) -> str:
+    """The cards and machines, or the CPU."""
+    if gpu is None:
+        return "this CPU"
+    cards = f"{num_gpus} {gpu.name}" if num_gpus > 1 else f"one {gpu.name}"
+    return f"{num_nodes} machines with {cards} each" if num_nodes > 1 else cards
+
+
+def layout_words(config: RunConfig) -> str:
+    """How the cards share the run."""
+    knobs = config.parallel
+    if knobs is None:
+        return "alone"
+    words = [f"{config.world_size} cards, {LAYOUTS[knobs.strategy]}"]
+    words += [f"{knobs.tensor_parallel_size} split each product"] if knobs.tensor_parallel_size > 1 else []
+    words += [f"{knobs.context_parallel_size} split each row"] if knobs.context_parallel_size > 1 else []
+    words += [OFFLOADS[knobs.offload]] if knobs.offload != "none" else []
+    return ", ".join(words)
 
 
 def model_words(plan: Plan) -> str:
@@ -161,7 +191,8 @@ def _cost(cost: Cost) -> str:
 
 def verdict_sentence(plan: Plan) -> str:
     """What fits where, or does not."""
-    model, card = model_words(plan), gpu_words(plan.request.gpu)
+    cluster = plan.request.cluster
+    model, card = model_words(plan), gpu_words(plan.request.gpu, cluster.num_gpus, cluster.num_nodes)
     if plan.config is not None:
         end = "." if plan.verdict == "fits" else ", but only just."
         return f"{model} fits {card} with {METHODS[plan.config.method]}{end}"
@@ -192,7 +223,10 @@ def _method(config: RunConfig) -> str:
 def _batch(config: RunConfig) -> str:
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     examples = "pairs of rows" if config.objective in PAIRED else "rows"
-    return f"{rows} x {steps} accumulated = {rows * steps} {examples} of up to {config.max_length} tokens"
+    groups = config.data_parallel_size
+    cards = f" x {groups} cards" if groups > 1 else ""
+    total = rows * steps * groups
+    return f"{rows} x {steps} accumulated{cards} = {total} {examples} of up to {config.max_length} tokens"
 
 
 def _reference(config: RunConfig) -> str:

@@ -48,10 +48,11 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
     """Print the verdict on a given configuration as a sentence."""
     word, style = WORDS[prediction.verdict]
     target = prediction.target
+    cards = gpu_words(target.gpu, prediction.config.num_gpus, prediction.config.num_nodes)
     print_hanging(
         console,
         Text(f"{word}: ", style=style),
-        f"{target.name} on {gpu_words(target.gpu)} with {method_words(prediction.config)} takes "
+        f"{target.name} on {cards} with {method_words(prediction.config)} takes "
         f"{size_words(prediction.estimate)} of {format_bytes(prediction.usable_bytes)}.",
     )
     where = target.gpu.name if target.gpu else "this CPU"

@@ -28,6 +28,7 @@ def estimate_document(
         "reserved_bytes": estimate.reserved_bytes,
         "process_bytes": estimate.process_bytes,
         "interval_bytes": list(estimate.interval_bytes),
+        "host_bytes": estimate.host_bytes,
         "usable_bytes": usable_bytes,
         "binding_phase": estimate.binding_phase,
         "phases": dict(estimate.phases),

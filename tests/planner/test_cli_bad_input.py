@@ -82,10 +82,15 @@ BAD_INPUT = {
         "per_device_train_batch_size is 3, but the batch size 16 is not a multiple of it",
         "use 2 or 4",
     ),
-    "several cards": (
-        [*CAN, "--num-gpus", "2"],
-        "--num-gpus is 2, but only runs on one card are modeled so far",
-        "leave it out",
+    "batch that the cards cannot share": (
+        [*CAN, "--num-gpus", "3", "--batch-size", "16"],
+        "--batch-size is 16, but 3 cards with rows of their own share it",
+        "use a multiple of 3, such as 18",
+    ),
+    "layout that an engine lacks": (
+        [*CAN, "--num-gpus", "2", "--set", "parallel.strategy=ddp", "--set", "parallel.offload=optimizer"],
+        "--set: parallel: offload is optimizer, which ddp cannot; use none",
+        None,
     ),
     "unknown trainer": (
         ["estimate", "7b", "--gpu", "t4", "--trainer", "tlr"],
