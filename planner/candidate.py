@@ -51,6 +51,12 @@ class Candidate:
         return complexity(self.config)
 
     @property
+    def fetches_base(self) -> bool:
+        """Whether a frozen base comes from host memory in each pass, which is far slower than to quantize it."""
+        knobs = self.config.parallel
+        return knobs is not None and knobs.offload == "parameters" and self.config.method != "full"
+
+    @property
     def needs_package(self) -> bool:
         """Whether more must be installed than torch and the trainer."""
         return needs_package(self.config)
@@ -115,10 +121,11 @@ class Judge:
     def _step_time(self, config: RunConfig, step: StepSpec, gpu: GpuProfile | None) -> SpeedEstimate | None:
         """The time of a step, with its share of the pass before training that asks the reference once."""
         model, accumulation = self._request.model, config.gradient_accumulation_steps
-        found = step_time(model, step, gpu, accumulation)
+        network = self._request.cluster.network_bytes_per_s
+        found = step_time(model, step, gpu, accumulation, network)
         if found is None or not config.asks_reference_before:
             return found
-        asking = step_time(model, replace(step, reference="adapter_off"), gpu, accumulation)
+        asking = step_time(model, replace(step, reference="adapter_off"), gpu, accumulation, network)
         assert asking is not None
         share = (asking.seconds_per_step - found.seconds_per_step) / self._request.epochs(config)
         return found.scaled(found.seconds_per_step / (found.seconds_per_step + share))

@@ -1,7 +1,7 @@
 """The best configuration that fits, what else is worth a look, and why each other candidate lost.
 
-Order of preference: fits before tight; then the least lossy base, weights and optimizer; then the simplest layout of
-the cards; then no package beside torch;
+Order of preference: fits before tight; then a frozen base on the cards; then the least lossy base, weights and
+optimizer; then the simplest layout of the cards; then no package beside torch;
 then speed; then, among those that are as fast, the fewest settings changed and the most headroom. The rows of an
 optimizer step never change.
 """
@@ -82,7 +82,7 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
             groups(request, max_length, rank), key=lambda group: group.lossiness.without_optimizer
         ):
             _judge_optimizers(judge, weights, candidates, prune, only_best)
-            if only_best and _some_fits(candidates):
+            if only_best and _some_fits(c for c in candidates if not c.fetches_base):
                 break
         if _some_fits(candidates):
             break
@@ -151,11 +151,11 @@ def _ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [c for _, alike in groupby(feasible, key=_preference) for c in _by_speed(list(alike))]
 
 
-def _preference(candidate: Candidate) -> tuple[int, int, int, Lossiness, tuple[bool, bool, bool], bool]:
+def _preference(candidate: Candidate) -> tuple[int, int, int, bool, Lossiness, tuple[bool, bool, bool], bool]:
     config = candidate.config
     rank = config.lora.r if config.lora else 0
-    quality = PREFERENCE.index(candidate.verdict), -config.max_length, -rank, candidate.lossiness
-    return *quality, candidate.complexity, candidate.needs_package
+    size = PREFERENCE.index(candidate.verdict), -config.max_length, -rank
+    return *size, candidate.fetches_base, candidate.lossiness, candidate.complexity, candidate.needs_package
 
 
 def _by_speed(candidates: list[Candidate]) -> list[Candidate]:
@@ -193,12 +193,21 @@ def _reason(candidate: Candidate, best: Candidate | None, judge: Judge) -> str:
         return f"tight: may need {missing} more"
     if candidate.config.max_length != best.config.max_length:
         return f"cuts rows to {candidate.config.max_length} tokens"
+    return _less_preferred(candidate, best) or _not_faster(candidate, best)
+
+
+def _less_preferred(candidate: Candidate, best: Candidate) -> str | None:
+    """What speaks against `candidate` whatever its speed."""
+    if candidate.fetches_base > best.fetches_base:
+        return "fetches the base from host memory in each pass"
     if candidate.lossiness > best.lossiness:
         return _lossier(candidate, best)
     if candidate.complexity > best.complexity:
         return "shares out weights or states without need"
-    if candidate.needs_package > best.needs_package:
-        return "needs the flash-attn package"
+    return "needs the flash-attn package" if candidate.needs_package > best.needs_package else None
+
+
+def _not_faster(candidate: Candidate, best: Candidate) -> str:
     if candidate.pace < best.pace * (1 - SAME_SPEED):
         return _slower(candidate, best)
     if candidate.num_changes > best.num_changes:

@@ -17,7 +17,7 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 PLANNER_LAYERS = (
     ("units", "version"),
     ("knob_sections", "parallel_knobs", "run_config", "run_file", "run_record", "run_store"),
-    ("step", "network", "hardware", "adapter_cost", "resolve"),
+    ("step", "network", "hardware", "cluster", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("picture",),
     ("work", "speed_rates", "communication", "speed"),

@@ -52,18 +52,8 @@ def can(
       fitune can 7b --gpu t4
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
-    wishes = Wishes(
-        method,
-        max_length,
-        lora_r,
-        batch_size,
-        knobs_in(settings or ()),
-        data,
-        objective,
-        rows=rows,
-        num_gpus=num_gpus,
-        num_nodes=nodes,
-    )
+    knobs = knobs_in(settings or ())
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs, data, objective, None, rows, num_gpus, nodes)
     plan = answer(model, gpu, wishes, TERMINAL)
     if json:
         print_json(plan_document(plan))

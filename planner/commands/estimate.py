@@ -82,15 +82,8 @@ def estimate(
       fitune estimate run.yaml --set max_length=4096 --trainer trl
       fitune estimate axolotl.yml --gpu t4 --fix
     """
-    wishes = Wishes(
-        method,
-        max_length,
-        lora_r,
-        knobs=knobs_in(settings or ()),
-        objective=objective,
-        num_gpus=num_gpus,
-        num_nodes=nodes,
-    )
+    knobs = knobs_in(settings or ())
+    wishes = Wishes(method, max_length, lora_r, knobs=knobs, objective=objective, num_gpus=num_gpus, num_nodes=nodes)
     show = Show(explain, plot, json)
     peer_options = {"--format": format, "--model": model, "--fix": fix, "-o": output, "--strict": strict}
     if names_file(subject):

@@ -75,19 +75,8 @@ def plan(
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
     check_plot(plot)
-    wishes = Wishes(
-        method,
-        max_length,
-        lora_r,
-        batch_size,
-        knobs_in(settings or ()),
-        data,
-        objective,
-        recipe,
-        rows,
-        num_gpus=num_gpus,
-        num_nodes=nodes,
-    )
+    knobs = knobs_in(settings or ())
+    wishes = Wishes(method, max_length, lora_r, batch_size, knobs, data, objective, recipe, rows, num_gpus, nodes)
     card = gpu if recipe or model is None else card_or_told(gpu)
     found = make_plan(planned_request(model, card, wishes, TERMINAL))
     if output is not None and found.config is not None:

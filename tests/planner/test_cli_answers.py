@@ -22,6 +22,7 @@ ESTIMATE_KEYS = {
     "reserved_bytes",
     "process_bytes",
     "interval_bytes",
+    "host_bytes",
     "usable_bytes",
     "binding_phase",
     "phases",
@@ -35,7 +36,7 @@ def no_card(monkeypatch):
     def no_driver():
         raise EnvironmentFault("no NVIDIA driver answers on this machine")
 
-    monkeypatch.setattr("profiles.detect.detect_gpu", no_driver)
+    monkeypatch.setattr("profiles.detect.detect_usable_gpus", no_driver)
 
 
 def answer(capsys, *argv):
