@@ -17,6 +17,9 @@ DropoutPlace = Literal["embedding", "attention", "activation", "residual"]
 """What is dropped out in training: the embedding's output, attention weights, the inside of the MLP, and the outputs of
 attention and MLP."""
 
+NamedToTheEnd = Literal["attention_input", "attention_output"]
+"""What the code of a layer names until it returns, though nothing reads it any more."""
+
 EagerScores = Literal["input", "float32_softmax", "float32"]
 """Precision of eager attention: the input's dtype, softmax in float32 and cast back, or scores in float32 as well."""
 
@@ -128,7 +131,8 @@ class Attention:
 class Mlp:
     """A feed-forward part. `inputs` is (gate, up), one fused gate_up, or one plain projection.
 
-    `activation` is the Hub's name; types whose config has none bring their own (`architectures.toml`).
+    One that is `inline` is part of the layer's own code. `activation` is the Hub's name; types whose config has none
+    bring their own (`architectures.toml`).
     """
 
     name: str
@@ -136,6 +140,7 @@ class Mlp:
     output: Linear
     gated: bool
     activation: str
+    inline: bool = False
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -158,7 +163,7 @@ class Experts:
     """A mixture of experts: a router and `num_experts` copies of `expert`, `num_experts_per_tok` of them a token.
 
     Transformers 5 keeps the experts of a layer in two three-dimensional parameters that are no Linear modules: neither
-    bitsandbytes nor `target_modules` sees them.
+    bitsandbytes nor `target_modules` sees them. With `float32_weights` what an expert makes is weighed in float32.
     """
 
     name: str
@@ -167,6 +172,7 @@ class Experts:
     num_experts: int
     num_experts_per_tok: int
     shared: Mlp | None = None
+    float32_weights: bool = False
 
     @property
     def num_parameters(self) -> int:
@@ -183,6 +189,7 @@ class Block:
     the output of attention or MLP, or with `norms_after_residual` the sum of that output and the residual stream. In a
     `parallel` block attention and MLP read the same residual stream and their outputs are added together; without a
     norm of its own the MLP reads what attention reads. `dropout` are the places where the layer drops out in training.
+    What is `named_to_the_end` lives until the layer returns.
     """
 
     name: str
@@ -198,6 +205,7 @@ class Block:
     cross_attention: Attention | None = None
     norm_before_cross_attention: Norm | None = None
     dropout: tuple[DropoutPlace, ...] = ()
+    named_to_the_end: tuple[NamedToTheEnd, ...] = ()
     digest: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

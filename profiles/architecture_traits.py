@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from profiles.architecture import AttentionCode, DropoutPlace, EagerScores, NormKind
+from profiles.architecture import AttentionCode, DropoutPlace, EagerScores, NamedToTheEnd, NormKind
 from profiles.errors import UnsupportedError
 from profiles.model import LayerType, ModelProfile
 
@@ -83,7 +83,8 @@ class AttentionTraits(_Traits):
 class MlpTraits(_Traits):
     """Projections of the feed-forward part; a gated one has two inputs, or one of twice the width.
 
-    `intermediate_divisor` is what `intermediate_size` of the config is divided by to get the real width.
+    One that is `inline` is no module but part of the layer. `intermediate_divisor` is what `intermediate_size` of the
+    config is divided by to get the real width.
     """
 
     name: str
@@ -92,16 +93,18 @@ class MlpTraits(_Traits):
     gated: bool
     bias: bool = False
     activation: str
+    inline: bool = False
     intermediate_divisor: PositiveInt = 1
 
 
 class ExpertTraits(_Traits):
-    """Names of a mixture of experts, and whether its matrices have biases."""
+    """Names of a mixture of experts, whether its matrices have biases, whether the router's weights stay float32."""
 
     name: str = "experts"
     router: str
     shared: str | None = None
     bias: bool = False
+    float32_weights: bool = False
     activation: str | None = None
 
 
@@ -130,7 +133,7 @@ class ArchitectureTraits(_Traits):
     `layer_pattern` repeats over the layers of a model that has a sliding window. `remote` says that the class is not
     part of Transformers but of the repository on the Hub. `isolates_documents` says whether documents that are joined
     to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` is
-    where published models have it.
+    where published models have it. `named_to_the_end` is what a layer's code keeps alive without need.
     """
 
     source: str
@@ -140,6 +143,7 @@ class ArchitectureTraits(_Traits):
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
     isolates_documents: bool = True
     dropout: tuple[DropoutPlace, ...] = ()
+    named_to_the_end: tuple[NamedToTheEnd, ...] = ()
     parallel: bool = False
     norms_after_residual: bool = False
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)

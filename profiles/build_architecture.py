@@ -101,6 +101,7 @@ def _block(
         cross_attention=_cross_attention(model, traits) if cross else None,
         norm_before_cross_attention=_norm(traits, names.before_cross_attention, width) if cross else None,
         dropout=traits.dropout,
+        named_to_the_end=traits.named_to_the_end,
     )
 
 
@@ -217,6 +218,7 @@ def _mlp(model: ModelProfile, traits: ArchitectureTraits, name: str, width: int)
         ),
         gated=names.gated,
         activation=model.hidden_act or names.activation,
+        inline=names.inline,
     )
 
 
@@ -242,6 +244,7 @@ def _experts(model: ModelProfile, traits: ArchitectureTraits, names: ExpertTrait
         num_experts=num_experts,
         num_experts_per_tok=_needed(model, "num_experts_per_tok"),
         shared=_mlp(model, traits, names.shared, shared_width) if names.shared and shared_width else None,
+        float32_weights=names.float32_weights,
     )
 
 

@@ -60,7 +60,9 @@ def _repeated(ops: Operators, attention: Attention, x: Tensor) -> Tensor:
     groups = attention.num_heads // attention.num_kv_heads
     if groups == 1:
         return x
-    out = Tensor(f"{x.name} repeated", x.elements * groups, x.itemsize)
+    # One head for all is expanded, and the copy of an expanded head is a view.
+    base = x if attention.num_kv_heads == 1 else None
+    out = Tensor(f"{x.name} repeated", x.elements * groups, x.itemsize, base=base)
     return ops.tape.add(Op(out.name, (x,), (out,)))
 
 
@@ -126,7 +128,7 @@ def _materialized(
     score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
     given = key, value
     # What was repeated is laid out as a batched product reads it.
-    repeated = attention.num_kv_heads < attention.num_heads and not math
+    repeated = 1 < attention.num_kv_heads < attention.num_heads and not math
     query = _contiguous(ops, query, score_size)
     if not repeated or key.itemsize < score_size:
         key = _contiguous(ops, key, score_size)

@@ -7,7 +7,7 @@ embedding's output a leaf, `PreTrainedModel.enable_input_require_grads`.
 from dataclasses import dataclass
 
 from planner.memory.operators import Operators
-from planner.memory.tape import Op, Tape, Tensor
+from planner.memory.tape import Op, Tape, Tensor, rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
 from profiles.architecture import Architecture
@@ -37,7 +37,8 @@ def embedding_memory(architecture: Architecture, step: StepSpec, offloaded: bool
     leaf = step.adapter is not None and gives_input_gradients(step)
     saved = sum(tensor.bytes for tensor in tape.saved() if tensor is not tokens)
     held = tokens in tape.saved() or (leaf and (offloaded or not is_input))
-    return EmbeddingMemory(saved + tokens.bytes * held, tokens.bytes * (not held and not is_input))
+    positions = sum(rounded(step.seq_len * table.columns * tokens.itemsize) for table in architecture.embeddings[1:])
+    return EmbeddingMemory(saved + tokens.bytes * held, positions + tokens.bytes * (not held and not is_input))
 
 
 def _tape(architecture: Architecture, step: StepSpec) -> Tape:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.attention import attend
-from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
+from planner.memory.feed_forward import feed_forward
+from planner.memory.operators import Operators
 from planner.memory.tape import Moment, Op, Tape, Tensor
 from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
-from profiles.architecture import Attention, Block, Experts, Mlp, Norm
+from profiles.architecture import Attention, Block, Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +104,19 @@ def final_norm_memory(norm: Norm, step: StepSpec, hidden_size: int, dropout: boo
 
 
 def _sequential(ops: Operators, block: Block, x: Tensor, encoded: Tensor | None) -> None:
-    branch = _normed(ops, block.norm_before_attention, x)
-    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, branch, block))
-    x = ops.add("residual after attention", x, _dropped(ops, block, branch))
+    given = _normed(ops, block.norm_before_attention, x)
+    branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, given, block))
+    attended = _dropped(ops, block, branch)
+    x = ops.add("residual after attention", x, attended)
     if block.cross_attention and encoded:
         branch = _normed(ops, block.norm_before_cross_attention, x)
         branch = _attention(ops, block.cross_attention, branch, block, encoded)
         x = ops.add("residual after cross-attention", x, _dropped(ops, block, branch))
     branch = _normed(ops, block.norm_before_mlp, x)
-    branch = _normed(ops, block.norm_after_mlp, _feed_forward(ops, block.mlp, branch, "activation" in block.dropout))
+    branch = _normed(ops, block.norm_after_mlp, feed_forward(ops, block.mlp, branch, "activation" in block.dropout))
     ops.add("residual after mlp", x, _dropped(ops, block, branch))
+    named = {"attention_input": given, "attention_output": attended}
+    ops.tape.hold(*(named[name] for name in block.named_to_the_end))
 
 
 def _dropped(ops: Operators, block: Block, x: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def _parallel(ops: Operators, block: Block, x: Tensor) -> None:
     normed = _normed(ops, block.norm_before_attention, x)
     attended = _dropped(ops, block, _attention(ops, block.attention, normed, block))
     second = _normed(ops, block.norm_before_mlp, x) if block.norm_before_mlp else normed
-    fed = _feed_forward(ops, block.mlp, second, "activation" in block.dropout)
+    fed = feed_forward(ops, block.mlp, second, "activation" in block.dropout)
     ops.add("residual", ops.add("attention + mlp", attended, _dropped(ops, block, fed)), x)
 
 
@@ -198,68 +202,3 @@ def _split(ops: Operators, attention: Attention, fused: Tensor) -> tuple[Tensor,
     )
     ops.tape.add(Op("split", (fused,), (query, key, value)))
     return query, key, value
-
-
-def _feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor, dropout: bool) -> Tensor:
-    with ops.tape.inside(mlp.name):
-        return _mlp(ops, mlp, x, dropout) if isinstance(mlp, Mlp) else _experts(ops, mlp, x)
-
-
-def _mlp(ops: Operators, mlp: Mlp, x: Tensor, dropout: bool = False) -> Tensor:
-    if not mlp.gated:
-        [up] = (ops.linear(linear, x) for linear in mlp.inputs)
-        inner = ops.activation(mlp.activation, up)
-    elif len(mlp.inputs) == 2:
-        gate_linear, up_linear = mlp.inputs
-        gate = ops.activation(mlp.activation, ops.linear(gate_linear, x))
-        inner = ops.multiply("gated", gate, ops.linear(up_linear, x))
-    else:
-        [fused] = (ops.linear(linear, x) for linear in mlp.inputs)
-        inner = _gated_halves(ops, mlp, fused)
-    out = ops.linear(mlp.output, ops.dropout(inner) if dropout else inner)
-    ops.tape.hold(x)
-    return out
-
-
-def _gated_halves(ops: Operators, mlp: Mlp, fused: Tensor) -> Tensor:
-    """activation(gate) * up, where both are halves of one projection."""
-    width = ops.tokens * mlp.intermediate_size
-    gate, up = (Tensor(name, width, fused.itemsize, base=fused) for name in ("gate", "up"))
-    ops.tape.add(Op("chunk", (fused,), (gate, up)))
-    return ops.multiply("gated", ops.activation(mlp.activation, gate), up)
-
-
-def _experts(ops: Operators, experts: Experts, x: Tensor) -> Tensor:
-    """Routed rows through their experts, as if the router spread the tokens evenly.
-
-    Each token is gathered `num_experts_per_tok` times; the loop over experts makes the same tensors in pieces. The sum
-    over experts is written into one result.
-    """
-    rows = ops.tokens * experts.num_experts_per_tok
-    router = Tensor("router probabilities", ops.tokens * experts.num_experts, ROW_STATISTICS)
-    ops.tape.add(Op("router", (x,), (router,), (router,) + ((x,) if ops.trainable else ())))
-    hidden, inner = experts.expert.output.out_features, experts.expert.intermediate_size
-    gathered = ops.tape.add(Op("gather", (x,), (Tensor("gathered tokens", rows * hidden, x.itemsize),)))
-    # Autocast leaves grouped products alone; Transformers casts what they read to the weights' dtype.
-    narrow = ops.cast(gathered, ops.base_size)
-    gate_up = Tensor("gate_up", rows * 2 * inner, narrow.itemsize)
-    kept = (narrow,) if ops.trainable else ()
-    ops.tape.add(Op("gate_up", (narrow,), (gate_up,), kept, parameter_gradients=ops.gradient_bytes(_gate_up(experts))))
-    gate, up = (Tensor(name, rows * inner, narrow.itemsize, base=gate_up) for name in ("gate", "up"))
-    ops.tape.add(Op("chunk", (gate_up,), (gate, up)))
-    product = ops.multiply("gated", ops.activation(experts.expert.activation, gate), up)
-    down = Tensor("down", rows * hidden, narrow.itemsize)
-    kept = (product,) if ops.trainable else ()
-    ops.tape.add(Op("down", (product,), (down,), kept, parameter_gradients=ops.gradient_bytes(_down(experts))))
-    weighted = ops.tape.add(Op("weighted", (down,), (Tensor("weighted", rows * hidden, FLOAT32),), (down,)))
-    ops.tape.hold(gathered)
-    out = ops.tape.add(Op("sum of experts", (weighted,), (Tensor("experts", x.elements, x.itemsize),)))
-    return ops.add("experts + shared", out, _mlp(ops, experts.shared, x)) if experts.shared else out
-
-
-def _gate_up(experts: Experts) -> int:
-    return experts.num_experts * sum(linear.num_parameters for linear in experts.expert.inputs)
-
-
-def _down(experts: Experts) -> int:
-    return experts.num_experts * experts.expert.output.num_parameters

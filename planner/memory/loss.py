@@ -98,7 +98,9 @@ def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     Without Triton, on a CPU, each tile also takes its float32 forms, and its product with the head float32 weights.
     """
     size = ops.autocast_size or x.itemsize
-    rows = min(ops.tokens, TILE_TOKENS)
+    # The last token of a row has no label.
+    labels = max(ops.tokens - ops.step.micro_batch, 1)
+    rows = min(labels, TILE_TOKENS)
     buffer = rounded(rows * TILE_VOCABULARY * size)
     columns = min(head.out_features, TILE_VOCABULARY)
     weight = 0 if ops.base_size == size else rounded(columns * head.in_features * size)
@@ -109,9 +111,9 @@ def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
         forward, backward = 4 * tile, max(7 * tile + tile // 4, tile + wide_weight)
     else:
         forward, backward = 0, 0
-    compact = Tensor("hidden_states of labels", x.elements, x.itemsize)
+    compact = Tensor("hidden_states of labels", x.elements // ops.tokens * labels, x.itemsize)
     ops.tape.add(Op("select", (x,), (compact,)))
-    wide_gradient = rounded(x.elements * FLOAT32)
+    wide_gradient = 0 if x.itemsize == FLOAT32 else rounded(compact.elements * FLOAT32)
     _scalar(ops, "fused loss", (compact,), (compact,))
     op = ops.tape.ops[-1]
     op.scratch = buffer + weight + hidden + forward

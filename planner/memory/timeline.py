@@ -58,7 +58,7 @@ class LayerGroup:
         if not self.checkpointed:
             return backward
         unhooked = self.memory.unhooked_bytes
-        kept = unhooked + (0 if self.memory.input_saved else self.memory.input_bytes)
+        kept = unhooked + (0 if self.memory.input_saved or self.offloaded else self.memory.input_bytes)
         backward = replace(backward, bytes=backward.bytes + kept)
         recompute = self.memory.recompute_peak
         again = Moment(recompute.bytes + unhooked, f"recomputed {recompute.op}", recompute.tensors)
@@ -303,7 +303,7 @@ def _loss_memory(architecture: Architecture, step: StepSpec, itemsize: int) -> L
 @lru_cache(maxsize=4096)
 def _layer_key(step: StepSpec) -> StepSpec:
     """`step` without what a layer does not depend on, so that equal layers are replayed once."""
-    return replace(_loss_key(step), loss="full", output_alive=False)
+    return replace(_loss_key(step), loss="full", output_alive=False, experts_quantized=step.experts_quantized)
 
 
 @lru_cache(maxsize=4096)
