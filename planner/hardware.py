@@ -14,6 +14,7 @@ import profiles
 from planner.run_config import AttentionImplementation, Dtype, Method, MixedPrecision, Quantization, RunConfig
 from profiles.architecture import Architecture
 from profiles.architecture_traits import traits_of_model
+from profiles.build_architecture import architecture
 from profiles.errors import UnsupportedError
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.gpu import GpuProfile
@@ -83,8 +84,7 @@ def attention_implementations(model: Architecture, gpu: GpuProfile | None) -> tu
     Transformers' sdpa cannot bound the scores (softcap). Eager is never smaller or faster than sdpa, so it only stands
     in. flash_attention_2 is a package of its own with kernels for newer cards. Raises UnsupportedError if none runs.
     """
-    softcap = any(block.attention.softcap is not None for block in model.blocks)
-    own: tuple[AttentionImplementation, ...] = ("eager",) if softcap else ("sdpa", "eager")
+    own: tuple[AttentionImplementation, ...] = ("eager",) if _bounds_scores(model) else ("sdpa", "eager")
     found = [code for code in own if code in model.attention_codes][:1]
     if "flash_attention_2" in model.attention_codes and gpu is not None and gpu.supports_flash_attention:
         found.append("flash_attention_2")
@@ -96,8 +96,22 @@ def attention_implementations(model: Architecture, gpu: GpuProfile | None) -> tu
     return tuple(found)
 
 
+def _bounds_scores(model: Architecture) -> bool:
+    return any(block.attention.softcap is not None for block in model.blocks)
+
+
 def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -> tuple[str, ...]:
     """Why `config` cannot train well on `gpu`, a sentence each; empty if nothing is known against it."""
+    of_model = _objections_of_model(config, model)
+    if gpu is not None:
+        return (*of_model, *_objections_of_card(config, model, gpu))
+    if config.mixed_precision == "fp16":
+        return (*of_model, "mixed_precision is fp16, but a CPU cannot scale the loss; use no")
+    return of_model
+
+
+def _objections_of_model(config: RunConfig, model: ModelProfile) -> tuple[str, ...]:
+    """What the model does not do, on whatever card."""
     found = []
     if model.is_encoder_decoder and config.loss == "fused":
         found.append(f"loss is fused, but {model.hf_id} has an encoder, for which there is only full")
@@ -106,10 +120,14 @@ def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -
         found.append(
             f"{knob} joins rows, but attention in a {model.model_type} model does not keep them apart; set it to false"
         )
-    if gpu is None:
-        if config.mixed_precision == "fp16":
-            found.append("mixed_precision is fp16, but a CPU cannot scale the loss; use no")
-        return tuple(found)
+    if config.attn_implementation == "sdpa" and _bounds_scores(architecture(model)):
+        found.append(f"attention in a {model.model_type} model bounds its scores, which sdpa cannot; use eager")
+    return tuple(found)
+
+
+def _objections_of_card(config: RunConfig, model: ModelProfile, gpu: GpuProfile) -> tuple[str, ...]:
+    """What the card does not do, and what the model does not do in its number formats."""
+    found = []
     if "bfloat16" in (config.dtype, _autocast(config)) and not gpu.supports_bf16:
         found.append(f"bfloat16 is only emulated on {gpu.name}; use float16 with mixed_precision fp16")
     if "float16" in (config.dtype, _autocast(config)) and (source := fp16_overflow_source(model.model_type)):

@@ -28,7 +28,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.adapter import adapter_config, first_line, linear_names
-from trainer.hardware import check_model_type
+from trainer.hardware import check_attention, check_model_type
 from trainer.layout import deepspeed_config
 from trainer.model_name import weights_name
 
@@ -77,6 +77,7 @@ def load_architecture(config: RunConfig) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
     check_model_type(config, architecture.model_type)
+    check_attention(config, architecture)
     if architecture.is_encoder_decoder:
         _check_encoder_decoder(config)
     if config.objective == "reward":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.integrations import sdpa_attention
 
 from planner.run_config import RunConfig
@@ -44,6 +45,11 @@ def check_config(config: RunConfig, capability: ComputeCapability | None) -> Non
             f"bfloat16 needs compute capability 8.0, but this card has {card}",
             hint="use dtype float16 with mixed_precision fp16",
         )
+    if needs_kernels_of_bitsandbytes(config) and not capabilities().bnb_4bit.met_by(capability, None):
+        raise ConfigError(
+            f"bitsandbytes has kernels from compute capability 6.0 on, but this card has {card}",
+            hint="use method lora with an optimizer of torch, such as adamw_torch_fused",
+        )
     if config.quantization == "int8" and not capabilities().int8.met_by(capability, None):
         raise ConfigError(f"int8 needs compute capability 7.5, but this card has {card}", hint="use quantization nf4")
     if config.attn_implementation == "flash_attention_2" and not capabilities().flash_attention.met_by(
@@ -52,6 +58,21 @@ def check_config(config: RunConfig, capability: ComputeCapability | None) -> Non
         raise ConfigError(
             f"flash_attention_2 needs compute capability 8.0, but this card has {card}",
             hint="use attn_implementation sdpa",
+        )
+
+
+def needs_kernels_of_bitsandbytes(config: RunConfig) -> bool:
+    """Whether the base is quantized, or the optimizer's states are."""
+    return config.quantization is not None or "8bit" in config.optim
+
+
+def check_attention(config: RunConfig, architecture: PreTrainedConfig) -> None:
+    """Refuse torch's fused attention for a model that bounds its attention scores. Raises ConfigError."""
+    bounds = getattr(architecture.get_text_config(), "attn_logit_softcapping", None) is not None
+    if bounds and config.attn_implementation == "sdpa":
+        raise ConfigError(
+            f"attn_implementation is sdpa, but {config.model} bounds its attention scores, which sdpa cannot",
+            hint="use eager, or flash_attention_2 on a card of compute capability 8.0",
         )
 
 

@@ -132,5 +132,14 @@ def test_what_the_rules_choose_is_never_objected_to(gpu, method):
                 dtype=choice.dtype,
                 mixed_precision=choice.mixed_precision,
                 loss=loss_paths("sft", model)[0],
+                attn_implementation=attention_implementations(architecture(model), gpu)[0],
             )
             assert objections(config, model, gpu) == ()
+
+
+def test_sdpa_is_objected_to_for_a_model_that_bounds_its_scores():
+    card = find_gpu("a100-80gb")
+    assert objections(qlora(attn_implementation="sdpa"), GEMMA2, card) == (
+        "attention in a gemma2 model bounds its scores, which sdpa cannot; use eager",
+    )
+    assert objections(qlora(attn_implementation="eager"), GEMMA2, card) == ()

@@ -56,6 +56,28 @@ def test_int8_needs_turing(capability, allowed):
             check_config(int8, capability)
 
 
+@pytest.mark.parametrize("knobs", [{"method": "qlora", "quantization": "nf4"}, {"optim": "adamw_8bit"}])
+def test_bitsandbytes_needs_pascal(knobs):
+    from trainer.hardware import check_config
+
+    check_config(config(**FP16, **knobs), P100)
+    with pytest.raises(ConfigError, match=r"bitsandbytes has kernels from compute capability 6\.0 on"):
+        check_config(config(**FP16, **knobs), (5, 2))
+    check_config(config(**FP16), (5, 2))
+
+
+def test_bounded_scores_are_refused_in_sdpa_only():
+    from transformers import Gemma2Config, LlamaConfig
+
+    from trainer.hardware import check_attention
+
+    with pytest.raises(ConfigError, match="bounds its attention scores, which sdpa cannot") as refusal:
+        check_attention(config(attn_implementation="sdpa"), Gemma2Config())
+    assert refusal.value.hint.startswith("use eager")
+    check_attention(config(attn_implementation="eager"), Gemma2Config())
+    check_attention(config(attn_implementation="sdpa"), LlamaConfig())
+
+
 @pytest.mark.parametrize("model_type", ["t5", "gemma3_text", "gpt_oss"])
 def test_models_that_overflow_are_refused_in_fp16_only(model_type):
     from trainer.hardware import check_model_type
@@ -139,6 +161,58 @@ def test_adapters_are_float32_whatever_trl_makes_of_them(tiny_config, tiny, base
     assert {weight.dtype for weight in weights if weight.requires_grad} == {torch.float32}
     frozen = {weight.dtype for weight in weights if not weight.requires_grad}
     assert frozen == {getattr(torch, base)} | ({torch.uint8} if quantization else set())
+
+
+@pytest.fixture
+def t4_trainer():
+    """Makes the trainer of a run with QLoRA as a T4 would have it, without its card."""
+    import torch
+    from rich.console import Console
+
+    from tests.trainer.objective_runs import run_config
+    from trainer.run import prepare, quiet_libraries
+
+    def make(row):
+        run = run_config(row, "qlora nf4", **FP16, gpu="T4", max_length=24)
+        with quiet_libraries():
+            return run, prepare(run, torch.device("cpu"), Console(quiet=True))
+
+    return make
+
+
+@pytest.mark.parametrize("row", ["sft", "dpo", "kto", "orpo", "reward"])
+def test_a_t4_learns_in_float32_on_a_base_in_float16(t4_trainer, row):
+    import torch
+
+    _, trainer = t4_trainer(row)
+    assert (trainer.args.fp16, trainer.args.bf16) == (True, False)
+    weights = list(trainer.model.parameters())
+    assert {weight.dtype for weight in weights if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in weights if not weight.requires_grad} == {torch.float16, torch.uint8}
+
+
+@pytest.mark.parametrize("row", ["sft", "dpo"])
+def test_the_scaled_loss_of_a_t4_moves_its_adapters(t4_trainer, row):
+    import torch
+
+    from trainer.probe import longest_examples
+    from trainer.run import quiet_libraries
+
+    run, trainer = t4_trainer(row)
+    weights = [weight for weight in trainer.model.train().parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    # What CUDA's autocast and scaler do, on the CPU; the scaler refuses gradients in float16.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for _step in range(2):
+        with quiet_libraries(), torch.autocast("cpu", dtype=torch.float16):
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator(longest_examples(run, 2)))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert scaler.get_scale() == 2.0**8
+    assert not any(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
 
 
 def test_a_fully_trained_model_keeps_its_dtype(tiny_config):
