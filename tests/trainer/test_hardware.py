@@ -173,7 +173,7 @@ def t4_trainer():
     from trainer.run import prepare, quiet_libraries
 
     def make(row):
-        run = run_config(row, "qlora nf4", **FP16, gpu="T4", max_length=24)
+        run = run_config(row, "qlora nf4", **FP16, gpu="T4")
         with quiet_libraries():
             return run, prepare(run, torch.device("cpu"), Console(quiet=True))
 
