@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from calibration.measurement import Point
+from calibration.measurement import Contender, Point
 from planner.hardware import attention_implementations, objections, precisions
 from planner.prediction import Prediction, Target, predict
 from planner.resolve import resolve_step
@@ -162,24 +162,29 @@ def tiny_model() -> ModelProfile:
 
 
 def planned(
-    model: ModelProfile, config: RunConfig, gpu: GpuProfile | None, cap_bytes: int | None = None
+    model: ModelProfile,
+    config: RunConfig,
+    gpu: GpuProfile | None,
+    cap_bytes: int | None = None,
+    trainer: Contender = "fitune",
 ) -> Planned | None:
     """The point of `config`; None if it does not suit the card, is not described, or takes too long."""
     card = capped(gpu, cap_bytes) if gpu and cap_bytes else gpu
     if objections(config, model, gpu):
         return None
     try:
-        prediction = predict(config, Target(model, card, None if card else available_memory_bytes()))
+        prediction = predict(config, Target(model, card, None if card else available_memory_bytes(), trainer))
     except InputError:
         return None
     seconds = prediction.speed.seconds_per_step if prediction.speed else UNKNOWN_STEP_SECONDS
     if seconds > LONGEST_STEP_SECONDS:
         return None
     point = Point(
-        id=_id(config, gpu, cap_bytes),
+        id=_id(config, gpu, cap_bytes, trainer),
         model=model,
         config=config,
-        step=resolve_step(config, model, gpu),
+        step=resolve_step(config, model, gpu, trainer),
+        trainer=trainer,
         cap_bytes=cap_bytes,
         allocator_limit_bytes=cap_bytes - gpu.context_bytes if gpu and cap_bytes else None,
     )
@@ -305,6 +310,7 @@ def _config(model: ModelProfile, gpu: GpuProfile, values: Mapping[str, Any]) -> 
         return None
 
 
-def _id(config: RunConfig, gpu: GpuProfile | None, cap_bytes: int | None) -> str:
+def _id(config: RunConfig, gpu: GpuProfile | None, cap_bytes: int | None, trainer: Contender) -> str:
     said = f"{config.model_dump_json()} {gpu.name if gpu else 'cpu'} {cap_bytes}"
+    said += f" {trainer}" if trainer != "fitune" else ""
     return hashlib.sha256(said.encode()).hexdigest()[:12]

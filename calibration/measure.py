@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,12 +128,16 @@ def _trace(one: Planned, gpu: GpuProfile | None) -> tuple[Prediction | None, str
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, or list what would be measured. Returns 0, or 1 where nothing that was tried could be measured."""
     arguments = _parser().parse_args(argv)
-    # A process that is told to end leaves nothing behind, as with Ctrl-C.
+    return ending(lambda: _run(arguments), as_json=arguments.json)
+
+
+def ending(work: Callable[[], int], *, as_json: bool) -> int:
+    """The exit code of `work`; errors are told, and a process that is told to end leaves nothing behind."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _run(arguments)
+        return work()
     except FituneError as error:
-        print_error(error.message, error.hint, exit_code=error.exit_code, as_json=arguments.json)
+        print_error(error.message, error.hint, exit_code=error.exit_code, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -142,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.gpu and not arguments.list:
         raise InputError("--gpu is for --list only; what is measured is the card of this machine")
-    gpu = find_gpu(arguments.gpu) if arguments.gpu else _own_gpu()
+    gpu = find_gpu(arguments.gpu) if arguments.gpu else own_gpu()
     with busy("choosing what to measure"):
         points = points_for(gpu, [parse_cap(text) for text in arguments.cap])
     if arguments.list:
@@ -154,7 +158,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if not found or any(one.attempt.outcome != "failed" for one in found) else 1
 
 
-def _own_gpu() -> GpuProfile | None:
+def own_gpu() -> GpuProfile | None:
+    """The card of this machine, None without one."""
     try:
         return detect_gpu().profile
     except EnvironmentFault:

@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import Trainer
 
-from calibration.fake_batches import examples, tokenizer
+from calibration.contenders import contending_trainer
 from calibration.measurement import Attempt, Point
 from calibration.model_config import transformers_config
 from calibration.phase_peaks import Counter, CpuCounter, CudaCounter, PhasePeaks
@@ -31,7 +31,6 @@ from profiles.errors import FituneError, OutOfMemory
 from trainer.environment import environment
 from trainer.faults import Where, explain
 from trainer.meters import StepClock
-from trainer.objectives import make_trainer
 from trainer.probe import Example, longest_examples
 from trainer.run import find_device, quiet_libraries
 
@@ -57,8 +56,8 @@ class Measuring:
         began = time.perf_counter()
         config = self._point.config.model_copy(update={"output_dir": folder})
         transformers.set_seed(config.seed)
-        model = random_model(self._point.model, config, self._device)
-        trainer = make_trainer(config, model, tokenizer(), examples(config, model.config))
+        base = random_model(self._point.model, config, self._device)
+        trainer = contending_trainer(self._point.trainer, config, base)
         trainer.args.save_strategy = "no"
         batches = LongestBatches(trainer, config, transformers_config(self._point.model).get_text_config().vocab_size)
         trainer.get_train_dataloader = lambda: batches

@@ -70,7 +70,8 @@ def line(measurement: Measurement) -> str:
     """One point, predicted and measured."""
     point, attempt = measurement.point, measurement.attempt
     config, measured = point.config, attempt.measured
-    words = f"{_model(config)} {_method(config)} {config.objective} {_batch(config)}"
+    who = f"plain {point.trainer}: " if point.trainer != "fitune" else ""
+    words = f"{who}{_model(config)} {_method(config)} {config.objective} {_batch(config)}"
     if point.cap_bytes:
         words += f" in {format_bytes(point.cap_bytes)}, said {measurement.expected.verdict}"
     if attempt.outcome == "failed":

@@ -13,6 +13,9 @@ from planner.verdict import Verdict
 from profiles.errors import InputError
 from profiles.model import ModelProfile
 
+Contender = Literal["fitune", "trl", "transformers"]
+"""Whose trainer runs the step: ours, or one that it is compared with."""
+
 Outcome = Literal["ran", "out of memory", "failed"]
 
 
@@ -27,6 +30,7 @@ class Point(_Part):
     model: ModelProfile = Field(description="the shape that is built")
     config: RunConfig = Field(description="the run; each batch has its full length")
     step: StepSpec = Field(description="the step that this is on the card, as the planner resolves it")
+    trainer: Contender = Field(default="fitune", description="whose trainer")
     cap_bytes: int | None = Field(default=None, description="memory that the process may take; None: the whole card")
     allocator_limit_bytes: int | None = Field(
         default=None, description="the cap less the CUDA context: where torch's allocator is stopped"

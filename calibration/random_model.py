@@ -13,8 +13,8 @@ from profiles.model import ModelProfile
 from trainer.build import DTYPES, empty_model, quantization_config, wrap_with_adapter
 
 
-def random_model(model: ModelProfile, config: RunConfig, device: torch.device) -> PreTrainedModel | PeftModel:
-    """`model` as the trainer would have loaded it for `config`, with the adapter of the run.
+def random_model(model: ModelProfile, config: RunConfig, device: torch.device) -> PreTrainedModel:
+    """`model` as the trainer would have loaded it for `config`, without an adapter.
 
     The base is made in the dtype of the run as a whole; then its Linear weights are quantized by bitsandbytes.
     """
@@ -26,6 +26,11 @@ def random_model(model: ModelProfile, config: RunConfig, device: torch.device) -
     if config.quantization is not None:
         _quantize(base, config, device)
     base.hf_device_map = {"": device}
+    return base
+
+
+def with_adapter(base: PreTrainedModel, config: RunConfig) -> PreTrainedModel | PeftModel:
+    """`base` with the adapter of the run, as the trainer puts it there."""
     return wrap_with_adapter(base, config)
 
 

@@ -10,10 +10,11 @@ from itertools import combinations
 
 import pytest
 
-from calibration.grid import capped_grid, cpu_grid, grid, values_shown
+from calibration.grid import capped_grid, cpu_grid, grid, planned, values_shown
 from calibration.measure import main, parse_cap
 from calibration.measurement import read_measurements
 from calibration.measuring_process import MeasuringProcess
+from calibration.versus import duels, points
 from planner.units import GIB, MIB
 from profiles.detect import detect_gpu
 from profiles.errors import EnvironmentFault, InputError
@@ -46,9 +47,18 @@ def measured(tmp_path_factory):
     broken = [replace(usual[1], point=one) for one in (unknown, huge)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.measure.detect_gpu", _no_gpu)
-        patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual])
+        patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual, *two_duels()])
         assert main(["--output", str(path), "--minutes", "5"]) == 0
     return path
+
+
+def two_duels():
+    """Our trainer and plain TRL, our trainer and plain Transformers: one run each, of two steps."""
+    found = []
+    for one in points(None)[:4]:
+        config = one.point.config.model_copy(update={"max_steps": 2})
+        found.append(planned(one.point.model, config, None, trainer=one.point.trainer))
+    return found
 
 
 def _no_gpu():
@@ -97,11 +107,22 @@ def test_a_cap_above_the_card_is_refused(capsys):
 
 @pytest.mark.slow
 def test_points_are_trained_and_stand_beside_their_prediction(measured):
-    found = read_measurements(measured)[2:]
+    found = [one for one in read_measurements(measured)[2:] if one.point.step.eval_batch]
     assert [one.attempt.outcome for one in found] == ["ran"] * len(cpu_grid())
     for one in found:
         assert one.error == pytest.approx(0, abs=0.03)
         assert one.attempt.measured.phases.keys() == {"load", "forward", "backward", "step", "evaluation"}
+
+
+@pytest.mark.slow
+def test_the_same_run_takes_the_same_memory_in_each_trainer(measured):
+    found = duels(two_duels(), read_measurements(measured))
+    assert [one.against for one in found] == ["trl", "transformers"]
+    for one in found:
+        assert one.memory_ratio == pytest.approx(1, abs=0.01)
+        assert one.predicted_ratio == pytest.approx(1, abs=0.03)
+        assert one.their_predicted_ratio == pytest.approx(1, abs=0.03)
+        assert one.speed_ratio > 0
 
 
 @pytest.mark.slow
