@@ -24,6 +24,7 @@ PLANNER_LAYERS = (
     ("experience",),
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
     ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),
+    ("jobs",),
     ("data_report", "data_inspection", "data_limits", "doctor"),
     ("settings", "question", "subject", "verbs", "fact_verbs"),
     ("peers",),

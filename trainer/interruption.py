@@ -1,11 +1,12 @@
 """Ctrl-C and its relatives: the first one lets a step end, the second one does not. Needs no torch.
 
-SIGUSR1 is what schedulers send before the time is over. It may come to several processes of a run at once, so it is
-never "the second one".
+SIGUSR1 is what schedulers send before the time is over. They send signals to all processes of a run at once, each of
+which passes them on; what comes again in a moment is the same one.
 """
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +14,9 @@ from types import FrameType
 from trainer.ranks import rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+MOMENT_SECONDS = 1.0
+"""A signal takes far less through three processes, and nobody presses Ctrl-C again so soon and means it."""
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -27,9 +31,12 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[None]:
-    """Give the signals to `handler` inside the block; one that is ignored, as under nohup, stays ignored."""
+    """Give the signals to `handler` inside the block; one that is ignored, as under nohup, stays ignored.
+
+    SIGUSR1 is heard in any case: the launcher has it ignored by what starts the trainer.
+    """
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    heard = [number for number in SIGNALS if before[number] is not signal.SIG_IGN or number == signal.SIGUSR1]
     for number in heard:
         signal.signal(number, handler)
     try:
@@ -48,9 +55,14 @@ class Interruption:
     def __init__(self) -> None:
         self.in_step = False
         self.signal_number: int | None = None
+        self._last: tuple[int, float] | None = None
 
     def receive(self, number: int, _: FrameType | None) -> None:
         """Handle one signal."""
+        now = time.monotonic()
+        if self._last is not None and self._last[0] == number and now - self._last[1] < MOMENT_SECONDS:
+            return
+        self._last = (number, now)
         if number == signal.SIGUSR1 and self.signal_number is not None:
             return
         if not self.in_step or self.signal_number is not None:

@@ -21,7 +21,7 @@ from trainer.checkpoints import FINAL, checkpoint_to_resume, holds_a_run, last_c
 from trainer.layout import check_layout
 from trainer.meeting import Meeting, find_meeting
 from trainer.model_name import weights_name
-from trainer.record import PREDICTION_FILE, RECOVERIES_FILE
+from trainer.record import PREDICTION_FILE, RECOVERIES_FILE, read_recoveries
 from trainer.recover import MAX_RESTARTS, Train, survive
 from trainer.training_process import Ending, run_training, training_command
 
@@ -63,7 +63,9 @@ def launch(
     leads = meeting is None or meeting.node_rank == 0
     if leads:
         _leave_what_is_expected(output_dir, resume, prediction)
-    trained = _trained_at(meeting, output_dir)
+    # Machines that come again later find by it where the others meet now.
+    restarts_before = len(read_recoveries(output_dir)) if resume else 0
+    trained = _trained_at(meeting, output_dir, restarts_before)
     return survive(config, run_file, resume=resume, max_restarts=max_restarts, train=trained, leads=leads)
 
 
@@ -77,9 +79,9 @@ def _leave_what_is_expected(output_dir: Path, resume: bool, prediction: Path | N
         (output_dir / RECOVERIES_FILE).unlink(missing_ok=True)
 
 
-def _trained_at(meeting: Meeting | None, output_dir: Path) -> Train:
+def _trained_at(meeting: Meeting | None, output_dir: Path, restarts_before: int) -> Train:
     """What trains at this machine's place among several; they tell each other in the run folder how it went."""
-    starts = itertools.count()
+    starts = itertools.count(restarts_before)
 
     def train(config: RunConfig, run_file: Path, resume: bool) -> Ending:
         if meeting is None:

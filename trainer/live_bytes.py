@@ -2,8 +2,8 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Literal
+from functools import partial, partialmethod
+from typing import Literal, Self
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -20,7 +20,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
 
     A storage counts once, however many tensors view it, in blocks as large as those of CUDA's allocator. `peaks` has
     the largest count of each phase; the backward pass is told from the forward pass by itself, the others are set in
-    `phase`. Evaluation counts as a forward pass.
+    `phase`. Evaluation counts as a forward pass. A storage that is resized counts with its size of the moment: so FSDP
+    gives back weights that it has gathered.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,20 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
         self.phase: Phase = "forward"
         self.peaks: dict[Phase, int] = {}
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        """Count from here on, with what was resized in the meantime."""
+        for reference in list(self._known.values()):
+            if (storage := reference()) is not None:
+                self._resized(storage)
+        torch.UntypedStorage.resize_ = partialmethod(_resize_and_tell, self._resized)
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: object) -> None:
+        """Count no longer."""
+        torch.UntypedStorage.resize_ = _resize
+        super().__exit__(*error)
 
     @property
     def peak(self) -> int:
@@ -72,10 +87,28 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
         storage = leaf.untyped_storage()
         key = id(storage)
         if key not in self._known:
-            size = rounded(storage.nbytes())
-            self._known[key] = weakref.ref(storage, partial(self._freed, key, size))
-            self.now += size
+            self._known[key] = weakref.ref(storage, partial(self._freed, key))
+            self._sizes[key] = rounded(storage.nbytes())
+            self.now += self._sizes[key]
 
-    def _freed(self, key: int, size: int, _: object) -> None:
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self._known:
+            before, self._sizes[key] = self._sizes[key], rounded(storage.nbytes())
+            self.now += self._sizes[key] - before
+
+    def _freed(self, key: int, _: object) -> None:
         del self._known[key]
-        self.now -= size
+        self.now -= self._sizes.pop(key)
+
+
+_resize = torch.UntypedStorage.resize_
+"""Torch's own way to resize, which no operation is."""
+
+
+def _resize_and_tell(
+    storage: torch.UntypedStorage, tell: Callable[[torch.UntypedStorage], None], size: int
+) -> torch.UntypedStorage:
+    result: torch.UntypedStorage = _resize(storage, size)
+    tell(storage)
+    return result

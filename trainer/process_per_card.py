@@ -13,6 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import get_args_parser, run
 
+from trainer.interruption import SIGNALS
 from trainer.training_process import report
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
@@ -22,9 +23,10 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 def start(*arguments: str) -> int:
     """Run the processes to their end; 1 if one of them failed."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # A scheduler may send it to every process of the job; it is meant for those that train.
-    signal.signal(signal.SIGUSR1, lambda *_: None)
-    parsed = get_args_parser().parse_args(arguments)
+    # A scheduler sends signals to every process of a job. They are for those that train, which need their time.
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    parsed = get_args_parser().parse_args(["--signals-to-handle", "SIGQUIT", *arguments])
     try:
         run(parsed)
     except ChildFailedError as error:

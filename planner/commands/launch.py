@@ -12,10 +12,12 @@ from typing import IO, Annotated
 
 import typer
 
-from planner.commands.launch_options import MasterAddr, MasterPort, MaxRestarts, NodeRank
+from planner.commands.launch_options import MasterAddr, MasterPort, MaxRestarts, NodeRank, Print
 from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
+from planner.jobs.job import job_of
+from planner.jobs.targets import TARGETS
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
 from planner.question import Card, find_card, own_experience
@@ -43,6 +45,7 @@ def launch(
     node_rank: NodeRank = None,
     master_addr: MasterAddr = None,
     master_port: MasterPort = None,
+    print_for: Print = None,
     json: Json = False,
 ) -> int:
     """Train what a run file says, if it is predicted to fit.
@@ -59,17 +62,22 @@ def launch(
     is whole, also with another number of cards.
 
     A run on several machines is launched on each, with a folder for output_dir that they share. Where a process is
-    lost, all go on from the last checkpoint.
+    lost, all go on from the last checkpoint. --print writes a job file that does so on a cluster.
 
     \b
     Examples:
       fitune launch run.yaml --dry-run
       fitune launch run.yaml --resume
       fitune launch run.yaml --node-rank 1 --master-addr node0
+      fitune launch run.yaml --print slurm > run.sbatch
     """
     from planner.run_file import read_run_file
 
     config = read_run_file(run_file)
+    if print_for is not None:
+        job = job_of(config, run_file.read_text(encoding="utf-8"), run_file)
+        sys.stdout.write(TARGETS[print_for](job))
+        return 0
     card = _card(config)
     target = _target(config, card)
     prediction = _prediction(config, target)

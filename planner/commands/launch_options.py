@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from planner.jobs.targets import Target
+
 MaxRestarts = Annotated[
     int | None,
     typer.Option(
@@ -32,6 +34,14 @@ MasterPort = Annotated[
         min=1,
         max=65535,
         help="Of several machines: the port there, 29500 if not given.",
+        show_default=False,
+    ),
+]
+Print = Annotated[
+    Target | None,
+    typer.Option(
+        "--print",
+        help="Print a job file for machines of others, and start nothing.",
         show_default=False,
     ),
 ]

@@ -3,19 +3,49 @@ import signal
 
 import pytest
 
+import trainer.interruption
 from trainer.interruption import Interrupted, Interruption, handling
 
 
-def test_a_signal_in_a_step_is_remembered_and_the_second_one_stops(capsys):
+@pytest.fixture
+def clock(monkeypatch):
+    """A time that passes when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(trainer.interruption.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_signal_in_a_step_is_remembered_and_the_second_one_stops(capsys, clock):
     interruption = Interruption()
     interruption.in_step = True
     with handling(interruption.receive):
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.signal_number == signal.SIGTERM
         assert "SIGTERM: finishing this step" in capsys.readouterr().err
+        clock[0] += 1.1
         with pytest.raises(Interrupted) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
     assert stop.value.exit_code == 143
+
+
+def test_a_signal_that_comes_by_several_ways_at_once_is_one(clock):
+    interruption = Interruption()
+    interruption.in_step = True
+    with handling(interruption.receive):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            clock[0] += 0.2
+    assert interruption.signal_number == signal.SIGTERM
+
+
+def test_the_signal_of_a_scheduler_never_stops_at_once(clock):
+    interruption = Interruption()
+    interruption.in_step = True
+    with handling(interruption.receive):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            clock[0] += 60
+    assert interruption.signal_number == signal.SIGUSR1
 
 
 def test_a_signal_outside_a_step_stops_at_once():

@@ -48,6 +48,21 @@ def test_a_view_keeps_its_storage_alive(live):
         assert live.now == 0
 
 
+def test_what_is_resized_counts_with_its_size_of_the_moment(live):
+    import torch
+
+    a = torch.zeros(KIB)
+    with live:
+        a.add_(1)
+        a.untyped_storage().resize_(0)
+        assert live.now == 0
+        a.untyped_storage().resize_(4 * KIB)
+        assert live.now == 4 * KIB
+    a.untyped_storage().resize_(0)
+    with live:
+        assert live.now == 0
+
+
 def test_sizes_are_rounded_up_as_cuda_does(live):
     import torch
 
