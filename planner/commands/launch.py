@@ -17,7 +17,7 @@ from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
 from planner.jobs.job import job_of
-from planner.jobs.targets import TARGETS
+from planner.jobs.targets import TARGETS, Target
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
 from planner.question import Card, find_card, own_experience
@@ -53,9 +53,8 @@ def launch(
     The exit code is that of the training.
 
     A run that is predicted not to fit is refused, with a configuration that would. Where memory ends all the same, a
-    fresh process goes on from the last checkpoint with smaller micro-batches and more accumulation, then with more
-    checkpointing; the effective batch, the learning rate and the order of the data stay. The run folder keeps the
-    prediction and, at the end, a record of predicted and measured.
+    fresh process goes on from the last checkpoint with smaller micro-batches, then with more checkpointing; what is
+    learned stays the same. The run folder keeps the prediction and, at the end, a record of predicted and measured.
 
     The first Ctrl-C or SIGTERM lets the step end and writes a checkpoint; the second one stops at once. SIGUSR1 is
     for schedulers: it does as the first one, however often it comes. --resume goes on from the newest checkpoint that
@@ -75,9 +74,7 @@ def launch(
 
     config = read_run_file(run_file)
     if print_for is not None:
-        job = job_of(config, run_file.read_text(encoding="utf-8"), run_file)
-        sys.stdout.write(TARGETS[print_for](job))
-        return 0
+        return _print_job(config, run_file, print_for)
     card = _card(config)
     target = _target(config, card)
     prediction = _prediction(config, target)
@@ -94,6 +91,11 @@ def launch(
     if json:
         _print_outcome(config, prediction, exit_code, ran=not dry_run)
     return exit_code
+
+
+def _print_job(config: RunConfig, run_file: Path, target: Target) -> int:
+    sys.stdout.write(TARGETS[target](job_of(config, run_file.read_text(encoding="utf-8"), run_file)))
+    return 0
 
 
 def _print_outcome(config: RunConfig, prediction: Prediction | None, exit_code: int, *, ran: bool) -> None:

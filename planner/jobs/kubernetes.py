@@ -12,22 +12,28 @@ RETRIES_PER_MACHINE = 10
 
 def kubernetes_manifest(job: Job) -> str:
     """The manifests for `kubectl apply`: a ConfigMap, a headless Service and an indexed Job; no operator is needed."""
-    config = job.config
-    launch = job.launch("/fitune/run.yaml", "$JOB_COMPLETION_INDEX", f"{job.name}-0.{job.name}")
-    limits = f'nvidia.com/gpu: "{config.num_gpus}"' if config.gpu else f'cpu: "{config.num_gpus}"'
     return f"""# {job.title}
 # Start with: kubectl apply -f THIS_FILE
 # It asks for a PersistentVolumeClaim `fitune`, ReadWriteMany for several machines, with data and models; output_dir
 # of the run file is a folder there.
-apiVersion: v1
+{_run_file(job)}---
+{_meeting(job)}---
+{_machines(job)}{indent(_pod(job), "    ")}"""
+
+
+def _run_file(job: Job) -> str:
+    return f"""apiVersion: v1
 kind: ConfigMap
 metadata:
   name: {job.name}
 data:
   run.yaml: |
 {indent(job.run_file.rstrip(), "    ")}
----
-# Gives each machine of the run a name, so that the others find machine 0.
+"""
+
+
+def _meeting(job: Job) -> str:
+    return f"""# Gives each machine of the run a name, so that the others find machine 0.
 apiVersion: v1
 kind: Service
 metadata:
@@ -37,16 +43,20 @@ spec:
   publishNotReadyAddresses: true
   selector:
     batch.kubernetes.io/job-name: {job.name}
----
-apiVersion: batch/v1
+"""
+
+
+def _machines(job: Job) -> str:
+    num_nodes = job.config.num_nodes
+    return f"""apiVersion: batch/v1
 kind: Job
 metadata:
   name: {job.name}
 spec:
   completionMode: Indexed
-  completions: {config.num_nodes}
-  parallelism: {config.num_nodes}
-  backoffLimit: {RETRIES_PER_MACHINE * config.num_nodes}
+  completions: {num_nodes}
+  parallelism: {num_nodes}
+  backoffLimit: {RETRIES_PER_MACHINE * num_nodes}
   podFailurePolicy:
     rules:
       # 2: the run file or the data cannot be used; another try would not help.
@@ -59,34 +69,41 @@ spec:
         onPodConditions:
           - type: DisruptionTarget
   template:
-    spec:
-      subdomain: {job.name}
-      restartPolicy: Never
-      terminationGracePeriodSeconds: {GRACE_SECONDS}
-      containers:
-        - name: fitune
-          # An image of your own with fitune[train] starts without the installation below.
-          image: python:3.12
-          workingDir: /work
-          command: ["bash", "-c"]
-          args:
-            - |
-              set -euo pipefail
-              pip install --quiet 'fitune[train]'
-              exec {launch}
-          resources:
-            limits:
-              {limits}
-          volumeMounts:
-            - {{name: run-file, mountPath: /fitune}}
-            - {{name: work, mountPath: /work}}
-            # NCCL's processes of a machine meet in shared memory, of which a container has 64 MiB.
-            - {{name: shared-memory, mountPath: /dev/shm}}
-      volumes:
-        - name: run-file
-          configMap: {{name: {job.name}}}
-        - name: work
-          persistentVolumeClaim: {{claimName: fitune}}
-        - name: shared-memory
-          emptyDir: {{medium: Memory}}
+"""
+
+
+def _pod(job: Job) -> str:
+    config = job.config
+    launch = job.launch("/fitune/run.yaml", "$JOB_COMPLETION_INDEX", f"{job.name}-0.{job.name}")
+    limits = f'nvidia.com/gpu: "{config.num_gpus}"' if config.gpu else f'cpu: "{config.num_gpus}"'
+    return f"""spec:
+  subdomain: {job.name}
+  restartPolicy: Never
+  terminationGracePeriodSeconds: {GRACE_SECONDS}
+  containers:
+    - name: fitune
+      # An image of your own with fitune[train] starts without the installation below.
+      image: python:3.12
+      workingDir: /work
+      command: ["bash", "-c"]
+      args:
+        - |
+          set -euo pipefail
+          pip install --quiet 'fitune[train]'
+          exec {launch}
+      resources:
+        limits:
+          {limits}
+      volumeMounts:
+        - {{name: run-file, mountPath: /fitune}}
+        - {{name: work, mountPath: /work}}
+        # NCCL's processes of a machine meet in shared memory, of which a container has 64 MiB.
+        - {{name: shared-memory, mountPath: /dev/shm}}
+  volumes:
+    - name: run-file
+      configMap: {{name: {job.name}}}
+    - name: work
+      persistentVolumeClaim: {{claimName: fitune}}
+    - name: shared-memory
+      emptyDir: {{medium: Memory}}
 """
