@@ -17,7 +17,7 @@ from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
 from planner.jobs.job import job_of
-from planner.jobs.targets import TARGETS, Target
+from planner.jobs.targets import TARGETS, Cluster
 from planner.planning import Plan, make_plan
 from planner.prediction import Prediction, Target, predict, predict_traced
 from planner.question import Card, find_card, own_experience
@@ -93,7 +93,7 @@ def launch(
     return exit_code
 
 
-def _print_job(config: RunConfig, run_file: Path, target: Target) -> int:
+def _print_job(config: RunConfig, run_file: Path, target: Cluster) -> int:
     sys.stdout.write(TARGETS[target](job_of(config, run_file.read_text(encoding="utf-8"), run_file)))
     return 0
 

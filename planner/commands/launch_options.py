@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from planner.jobs.targets import Target
+from planner.jobs.targets import Cluster
 
 MaxRestarts = Annotated[
     int | None,
@@ -38,7 +38,7 @@ MasterPort = Annotated[
     ),
 ]
 Print = Annotated[
-    Target | None,
+    Cluster | None,
     typer.Option(
         "--print",
         help="Print a job file for machines of others, and start nothing.",

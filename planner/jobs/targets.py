@@ -9,9 +9,9 @@ from planner.jobs.skypilot import skypilot_task
 from planner.jobs.slurm import slurm_script
 from planner.jobs.torchrun import torchrun_script
 
-Target = Literal["slurm", "skypilot", "kubernetes", "torchrun"]
+Cluster = Literal["slurm", "skypilot", "kubernetes", "torchrun"]
 
-TARGETS: dict[Target, Callable[[Job], str]] = {
+TARGETS: dict[Cluster, Callable[[Job], str]] = {
     "slurm": slurm_script,
     "skypilot": skypilot_task,
     "kubernetes": kubernetes_manifest,
