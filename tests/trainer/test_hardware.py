@@ -175,7 +175,7 @@ def t4_trainer():
     def make(row):
         run = run_config(row, "qlora nf4", **FP16, gpu="T4")
         with quiet_libraries():
-            return run, prepare(run, torch.device("cpu"), Console(quiet=True))
+            return prepare(run, torch.device("cpu"), Console(quiet=True))
 
     return make
 
@@ -184,7 +184,7 @@ def t4_trainer():
 def test_a_t4_learns_in_float32_on_a_base_in_float16(t4_trainer, row):
     import torch
 
-    _, trainer = t4_trainer(row)
+    trainer = t4_trainer(row)
     assert (trainer.args.fp16, trainer.args.bf16) == (True, False)
     weights = list(trainer.model.parameters())
     assert {weight.dtype for weight in weights if weight.requires_grad} == {torch.float32}
@@ -195,23 +195,23 @@ def test_a_t4_learns_in_float32_on_a_base_in_float16(t4_trainer, row):
 def test_the_scaled_loss_of_a_t4_moves_its_adapters(t4_trainer, row):
     import torch
 
-    from trainer.probe import longest_examples
     from trainer.run import quiet_libraries
 
-    run, trainer = t4_trainer(row)
+    trainer = t4_trainer(row)
+    rows = trainer.train_dataset
     weights = [weight for weight in trainer.model.train().parameters() if weight.requires_grad]
     before = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     # What CUDA's autocast and scaler do, on the CPU; the scaler refuses gradients in float16.
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     for _step in range(2):
         with quiet_libraries(), torch.autocast("cpu", dtype=torch.float16):
-            loss = trainer.compute_loss(trainer.model, trainer.data_collator(longest_examples(run, 2)))
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator([rows[index] for index in (0, 1)]))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert scaler.get_scale() == 2.0**8
+    assert scaler.get_scale() == 2.0**12
     assert not any(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
 
 
@@ -248,6 +248,7 @@ def test_each_process_takes_the_card_of_its_number(monkeypatch):
     taken = []
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: A100)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
