@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint typecheck clean
+.PHONY: help install demo test lint typecheck docs screenshots clean
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ lint: install  ## check style
 typecheck: install  ## check types
 	$(BIN)/mypy
 
+docs: install  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+screenshots: install  ## take the pictures of the page for the documentation; needs Chromium
+	$(BIN)/python -m tests.planner.serve.screenshots
+
 clean:  ## remove .venv, runs and caches
-	rm -rf $(VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from anyio import to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -30,8 +31,11 @@ from profiles.errors import FituneError
 from profiles.model_catalog import ResolvedModel, resolve_model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-REMEMBERED = 64
+REMEMBERED = 256
 """Answers that are kept; each is small without the configurations that lost."""
+
+AT_ONCE = 8
+"""Answers that are worked out at the same time. Python runs one of them at a time; more would all be late together."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -83,6 +87,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = AT_ONCE
         async with tools.session_manager.run():
             yield
 

@@ -34,13 +34,13 @@ async function ask({ push = false } = {}) {
   const query = fields();
   const before = current();
   const url = "/answer?" + query + (before === undefined ? "" : "&before=" + encodeURIComponent(before));
+  history[push ? "pushState" : "replaceState"](null, "", "/?" + query);
   shown.setAttribute("aria-busy", "true");
   try {
     const answer = await text(url, signal);
     const opened = [...shown.querySelectorAll("details")].map((part) => part.open);
     shown.innerHTML = answer;
     shown.querySelectorAll("details").forEach((part, i) => (part.open = opened[i] ?? false));
-    history[push ? "pushState" : "replaceState"](null, "", "/?" + query);
     shown.setAttribute("aria-busy", "false");
     await fill(signal);
   } catch (error) {
