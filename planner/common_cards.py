@@ -36,7 +36,8 @@ class CardAnswer:
     def usd_per_million_tokens(self) -> float | None:
         """What a million tokens without padding cost; None where price or speed are unknown."""
         pace, price = self.candidate.tokens_per_second, self.gpu.price
-        return price.median_usd_per_hour / 3600 / pace * 1e6 if pace and price else None
+        cards = self.candidate.config.world_size
+        return price.median_usd_per_hour * cards / 3600 / pace * 1e6 if pace and price else None
 
     @property
     def fits(self) -> bool:

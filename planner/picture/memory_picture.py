@@ -42,7 +42,7 @@ def memory_picture(estimate: MemoryEstimate, usable_bytes: int, width: int = 720
         bold = name in (estimate.binding_phase, "process")
         shapes.append(Text(left - 10, y + 15, name, "text" if bold else "faint", anchor="end", bold=bold))
         shapes += _bar(parts, left, y, scale)
-        shapes.append(Text(left + total * scale + 6, y + 15, format_bytes(total), "faint", 12))
+        shapes.append(Text(width - MARGIN, y + 15, format_bytes(total), "text" if bold else "faint", 12, "end"))
     shapes += _limit(left + usable_bytes * scale, usable_bytes, bottom, width)
     legend, height = _legend({ink for _, parts, _ in rows for ink, _, _ in parts}, bottom + 8, width)
     return Picture(width, height, (*shapes, *legend), _description(estimate, usable_bytes))

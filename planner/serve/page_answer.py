@@ -95,7 +95,7 @@ class PageAnswer:
         if cost is not None and cost.seconds is not None:
             found.append(Figure("time", format_seconds(cost.seconds), f"{cost.num_steps:,} steps"))
         if cost is not None and cost.usd is not None:
-            found.append(Figure("cost", f"{cost.usd:,.2f} USD", "at the median price of clouds"))
+            found.append(Figure("cost", f"{cost.usd:,.2f} USD", "median price of clouds"))
         return found
 
     @property

@@ -20,7 +20,7 @@ EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}
 
 METHODS: tuple[RequestedMethod, ...] = get_args(RequestedMethod)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-NUMBERS = ("max_length", "batch_size", "lora_r", "rows")
+NUMBERS = ("num_gpus", "num_nodes", "max_length", "batch_size", "lora_r", "rows")
 FIELDS = ("model", "gpu", "method", "objective", *NUMBERS, "recipe", "set")
 
 
@@ -35,6 +35,8 @@ class PageQuestion:
     gpu: str = ""
     method: str = ""
     objective: str = ""
+    num_gpus: str = ""
+    num_nodes: str = ""
     max_length: str = ""
     batch_size: str = ""
     lora_r: str = ""
@@ -92,6 +94,8 @@ class PageQuestion:
             objective=_choice("objective", self.objective, OBJECTIVES) if self.objective else None,
             knobs=knobs_in(self.settings),
             recipe=self.recipe or None,
+            num_gpus=_number("num_gpus", self.num_gpus),
+            num_nodes=_number("num_nodes", self.num_nodes),
             max_length=_number("max_length", self.max_length),
             batch_size=_number("batch_size", self.batch_size),
             lora_r=_number("lora_r", self.lora_r),

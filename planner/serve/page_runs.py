@@ -15,6 +15,9 @@ from planner.units import format_bytes, format_seconds
 from profiles.errors import InputError
 
 LOCKS = Path("/proc/locks")
+WIDTH = 500
+"""Pixels of a curve: two stand side by side."""
+
 MOST_RUNS = 50
 MOST_POINTS = 400
 
@@ -169,7 +172,11 @@ def _memory_curves(lines: list[dict[str, Any]]) -> str | None:
         for name, (key, ink) in names.items()
     ]
     curves = [curve for curve in curves if curve.points]
-    picture = curve_picture(curves, "step", lambda y: format_bytes(round(y)), y_step=binary_step) if curves else None
+    picture = (
+        curve_picture(curves, "step", lambda y: format_bytes(round(y)), width=WIDTH, y_step=binary_step)
+        if curves
+        else None
+    )
     return svg(picture) if picture else None
 
 
@@ -179,7 +186,7 @@ def _loss_curves(lines: list[dict[str, Any]]) -> str | None:
         Curve("evaluation", _points(lines, "eval_loss"), "optimizer"),
     ]
     curves = [curve for curve in curves if curve.points]
-    return svg(curve_picture(curves, "step", lambda y: f"{y:g}")) if curves else None
+    return svg(curve_picture(curves, "step", lambda y: f"{y:g}", width=WIDTH)) if curves else None
 
 
 def _points(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -12,18 +12,16 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from tests.planner.serve.browser import PHONE, chromium, visit
-from tests.planner.serve.runs_on_disk import make_runs
 
 ROOT = Path(__file__).parents[3]
 PICTURES = ROOT / "docs" / "pictures"
 QUESTION = "/?model=llama3.1-8b&gpu=RTX+4090&rows=52000"
 DESK = {"width": 1200, "height": 1000}
 
-SHOTS: dict[str, tuple[str, dict[str, object]]] = {
-    "page-light": (QUESTION, {"color_scheme": "light", "viewport": DESK}),
-    "page-dark": (QUESTION, {"color_scheme": "dark", "viewport": DESK}),
-    "page-phone": (QUESTION, {"color_scheme": "light", "viewport": PHONE, "is_mobile": True, "device_scale_factor": 2}),
-    "page-runs": ("/runs", {"color_scheme": "light", "viewport": DESK}),
+SHOTS: dict[str, dict[str, object]] = {
+    "page-light": {"color_scheme": "light", "viewport": DESK},
+    "page-dark": {"color_scheme": "dark", "viewport": DESK},
+    "page-phone": {"color_scheme": "light", "viewport": PHONE, "is_mobile": True, "device_scale_factor": 2},
 }
 COLORS = 128
 
@@ -31,10 +29,9 @@ COLORS = 128
 def take(browser: Browser, url: str, folder: Path) -> None:
     """Write each picture of the page at `url` to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (path, context) in SHOTS.items():
-        with visit(browser, url + path, **context) as seen:
-            if path == QUESTION:
-                expect(seen.page.locator("#cards tbody tr")).not_to_have_count(0)
+    for name, context in SHOTS.items():
+        with visit(browser, url + QUESTION, **context) as seen:
+            expect(seen.page.locator("#cards tbody tr")).not_to_have_count(0)
             if "phone" in name:
                 seen.page.locator("#answer").scroll_into_view_if_needed()
                 seen.page.evaluate("window.scrollTo(0, document.querySelector('#answer').offsetTop - 12)")
@@ -44,9 +41,8 @@ def take(browser: Browser, url: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Start a server on made-up runs and take all pictures."""
+    """Start a server and take all pictures."""
     with tempfile.TemporaryDirectory() as name, chromium() as browser:
-        make_runs(Path(name))
         command = [sys.executable, "-m", "planner.cli", "serve", "--port", "0"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "FITUNE_STORE": ""}
         with subprocess.Popen(command, cwd=name, env=environment, stderr=subprocess.PIPE, text=True) as server:

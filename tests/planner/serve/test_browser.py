@@ -2,6 +2,7 @@
 
 import fcntl
 import re
+from io import BytesIO
 from urllib.parse import parse_qs, urlparse
 
 import pytest
@@ -219,7 +220,7 @@ def test_a_running_launch_is_shown_live(browser, served):
 
 def test_the_pictures_of_the_docs_can_be_made_again(browser, served, tmp_path):
     take(browser, served.url, tmp_path)
-    sizes = {name: Image.open(tmp_path / f"{name}.png").size for name in SHOTS}
+    sizes = {name: Image.open(BytesIO((tmp_path / f"{name}.png").read_bytes())).size for name in SHOTS}
     assert {path.name for path in PICTURES.glob("page-*.png")} == {f"{name}.png" for name in SHOTS}
     assert all(width >= 390 and height >= 800 for width, height in sizes.values())
 
