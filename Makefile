@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO := runs/demo
+BENCH := runs/bench
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint typecheck docs screenshots clean
@@ -34,6 +35,20 @@ demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on
 
 test: install lint typecheck  ## check style and types, then run all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 8
+
+bench: install  ## speed and memory as ratios: predicted to measured, ours to theirs, planning to its goals
+	@mkdir -p $(BENCH)
+	$(BIN)/python tests/benchmarks/planning_speed.py
+	@echo
+	$(BIN)/python -m tests.benchmarks.answer_time
+	@echo
+	$(BIN)/python -m calibration.residuals
+	@echo
+	$(BIN)/python -m calibration.fit
+	@echo
+	$(BIN)/python -m calibration.versus --output $(BENCH)/versus.jsonl
+	@echo
+	$(BIN)/python -m calibration.plan_quality --output $(BENCH)/plan-quality.jsonl
 
 lint: install  ## check style
 	$(BIN)/ruff check

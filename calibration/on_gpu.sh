@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Measures on a machine with an NVIDIA card, from a checkout, in one call:
 #   bash calibration/on_gpu.sh [MINUTES]
-# Half of MINUTES (default 8) goes to points that fit the card, half to points at the edge of 15, 24, 40 and 80 GB of it.
+# MINUTES (default 10) are shared out: to points that fit the card, to points at the edge of 15, 24, 40 and 80 GB of it,
+# to the planner's choices beside what they left, and to our trainer beside plain TRL and Transformers. At the end the
+# verdicts at the edge and what the records would change of the fitted constants are printed; nothing is changed.
 # Records and the machine's facts go to $OUT, or to calibration/records. What is in a file of the same name there is not
 # measured again. Where torch, transformers, peft and accelerate are installed but nothing can be downloaded, wheels of
 # what else pyproject.toml names are taken from .whl/.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 records=${OUT:-calibration/records}
-half=$(python3 -c 'import sys; print(float(sys.argv[1]) / 2)' "${1:-8}") || exit 2
+part() { python3 -c 'import sys; print(float(sys.argv[1]) * float(sys.argv[2]))' "$minutes" "$1"; }
+minutes=${1:-10}
+part 1 >/dev/null || exit 2
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 if compgen -G '.whl/*.whl' >/dev/null; then
   site=$(mktemp -d)
@@ -25,10 +29,19 @@ for size in 15 24 40 80; do
     caps+=(--cap "${size}GB")
   fi
 done
-python3 -m planner.cli calibrate --minutes "$half" --output "$records/$name.jsonl"
+python3 -m planner.cli calibrate --minutes "$(part 0.3)" --output "$records/$name.jsonl"
 measured=$?
+files=(--records "$records/$name.jsonl")
 if ((${#caps[@]})); then
-  python3 -m planner.cli calibrate --minutes "$half" "${caps[@]}" --output "$records/$name-capped.jsonl" || measured=$?
+  capped=$records/$name-capped.jsonl
+  python3 -m planner.cli calibrate --minutes "$(part 0.25)" "${caps[@]}" --output "$capped" || measured=$?
+  python3 -m calibration.edge --records "$capped" | tee "$records/$name-edge.txt"
+  files+=(--records "$capped")
 fi
+python3 -m calibration.plan_quality --minutes "$(part 0.3)" --output "$records/$name-plans.jsonl" |
+  tee "$records/$name-plans.txt"
+python3 -m calibration.versus --minutes "$(part 0.15)" --output "$records/$name-versus.jsonl" |
+  tee "$records/$name-versus.txt"
+python3 -m calibration.fit "${files[@]}" | tee "$records/$name-fit.txt"
 python3 -m pytest -q -m gpu tests || measured=$?
 exit $measured

@@ -109,7 +109,6 @@ class Slack(_Facts):
     typical: float = Field(ge=0, description="with a fused attention kernel")
     eager: float = Field(ge=0, description="where the scores are materialized")
     idle: float = Field(ge=0, description="where the optimizer step is the peak and activations are only cached")
-    low: float = Field(ge=0, description="least seen")
     source: str
 
 

@@ -30,8 +30,9 @@ def process_memory(
 
     The range reaches as far up as measured runs lay above that (`spreads`).
 
-    The low end is the least that can work: when the card is full, the allocator gives back cached blocks and tries
-    again. On a CPU torch has no caching allocator, so all figures are the allocated bytes.
+    The low end is what no allocator can go below, the tensors alone: when the card is full, torch gives back cached
+    blocks and tries again, and a replay of steps at their limit comes within 1 to 5 % of the activations of it. On a
+    CPU torch has no caching allocator, so all figures are the allocated bytes.
     Source and spread: `profiles/overheads.toml`, [slack] and [context], and `profiles/residuals.toml`.
     """
     if gpu is None:
@@ -40,11 +41,9 @@ def process_memory(
     kind = attention_kind(step)
     typical = slack.idle if at_optimizer_step else slack.eager if kind == "eager" else slack.typical
     above = (spreads or residuals()).highest(gpu, method_of_step(step), kind)
-    reserved, low, high = (
-        allocated_bytes + round(share * activation_bytes) for share in (typical, slack.low, typical + above)
-    )
+    reserved, high = (allocated_bytes + round(share * activation_bytes) for share in (typical, typical + above))
     context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
-    return ProcessMemory(reserved, reserved + context, (low + context, high + context))
+    return ProcessMemory(reserved, reserved + context, (allocated_bytes + context, high + context))
 
 
 def attention_kind(step: StepSpec) -> AttentionKind:

@@ -1,0 +1,85 @@
+"""The table of verdicts at the edge, from records and by simulation."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from calibration import edge
+from calibration.edge import Edge, main, measured_edges, print_edges
+from calibration.grid import edge_points, tiny_model
+from calibration.measurement import Attempt, Expected, Measurement, append_measurement
+from planner.run_config import LoraKnobs, RunConfig
+from planner.run_record import Prediction
+from planner.units import MIB
+from profiles.gpu_catalog import find_gpu
+
+H100 = find_gpu("h100")
+CONFIG = RunConfig(model="tiny", gpu=H100.name, lora=LoraKnobs(r=8), per_device_train_batch_size=4, max_steps=2)
+
+
+@pytest.fixture(scope="module")
+def points():
+    """Three lengths around what is said to fit 900 MiB, most of which the context takes."""
+    return edge_points(tiny_model(), CONFIG, H100, 900 * MIB)
+
+
+def measurement(planned, outcome):
+    return Measurement(
+        time="2026-11-28T00:00:00+00:00",
+        point=planned.point,
+        expected=Expected(
+            closed_form=Prediction.model_validate(planned.prediction.figures), verdict=planned.prediction.verdict
+        ),
+        attempt=Attempt(outcome=outcome),
+    )
+
+
+def test_points_lie_on_both_sides_of_the_limit(points):
+    assert [one.prediction.verdict for one in points][:: len(points) - 1] == ["fits", "no"]
+
+
+def test_records_say_what_ran_and_failures_of_other_kinds_say_nothing(points):
+    outcomes = ("ran", "out of memory", "failed")
+    found = measured_edges([measurement(points[0], outcome) for outcome in outcomes])
+    assert [(one.said, one.ran) for one in found] == [("fits", True), ("fits", False)]
+
+
+def test_a_run_that_was_said_to_fit_and_did_not_is_an_exit_code(points, tmp_path, capsys):
+    path = tmp_path / "records.jsonl"
+    append_measurement(measurement(points[0], "ran"), path)
+    append_measurement(measurement(points[-1], "out of memory"), path)
+    assert main(["--records", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["by"] == "measurement"
+    assert document["verdicts"]["fits"] == {"ran": 1, "out_of_memory": 0}
+    append_measurement(measurement(points[0], "out of memory"), path)
+    assert main(["--records", str(path)]) == 1
+
+
+def test_the_table_counts_what_came_true(capsys):
+    one = Edge(900 * MIB, "tiny", "lora r8", "4 x 512", 880 * MIB, "fits", True)
+    print_edges(
+        [one, Edge(900 * MIB, "tiny", "lora r8", "4 x 640", 910 * MIB, "no", False)], "simulation", as_json=False
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert "said fits: 1 of 1 ran said no: 0 of 1 ran" in out
+    assert "no card was asked" in out
+
+
+@pytest.mark.parametrize("argv", [[], ["--gpu", "h100", "--records", "x"]], ids=["neither", "both"])
+def test_it_wants_records_or_a_card(argv, capsys):
+    assert main(argv) == 2
+    assert "name --records of a card, or a --gpu to simulate" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_said_to_fit_runs_in_the_simulation_and_in_far_less_it_does_not(points, monkeypatch, capsys):
+    room = points[0].point.allocator_limit_bytes
+    asked = [
+        replace(points[0], point=points[0].point.model_copy(update={"allocator_limit_bytes": limit}))
+        for limit in (room, room // 2)
+    ]
+    monkeypatch.setattr(edge, "capped_grid", lambda *_: asked)
+    assert main(["--gpu", "h100", "--json"]) == 1
+    assert [one["ran"] for one in json.loads(capsys.readouterr().out)["edges"]] == [True, False]
