@@ -58,7 +58,7 @@ typecheck: install  ## check types
 	$(BIN)/mypy
 
 docs: install  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 screenshots: install  ## take the pictures of the page for the documentation; needs Chromium
 	$(BIN)/python -m tests.planner.serve.screenshots

@@ -77,12 +77,13 @@ def can(
     Without a card the answer is for this machine's; without one there, for the common cards: then `cards` has an answer
     for each, and the plan is that of the cheapest that does.
 
-    >>> import planner
-    >>> answer = planner.can("7b", "t4")
-    >>> answer.verdict, answer.config.method, answer.config.model
-    ('fits', 'lora', 'meta-llama/Llama-2-7b-hf')
-    >>> planner.can("70b", "t4").verdict
-    'no'
+    Examples:
+        >>> import planner
+        >>> answer = planner.can("7b", "t4")
+        >>> answer.verdict, answer.config.method, answer.config.model
+        ('fits', 'lora', 'meta-llama/Llama-2-7b-hf')
+        >>> planner.can("70b", "t4").verdict
+        'no'
 
     `access` is for servers, which may not read all that their users name.
 
@@ -115,12 +116,13 @@ def plan(
     What is given is kept, the rest is searched. Without a card the plan is for this machine's, or its CPU. A `recipe`
     stands for published settings, with its own model and card.
 
-    >>> import planner
-    >>> best = planner.plan("mistral-7b", "24GB", max_length=4096, knobs={"optim": "adamw_8bit"})
-    >>> best.config.max_length, best.config.optim
-    (4096, 'adamw_8bit')
-    >>> best.estimate.process_bytes < best.usable_bytes
-    True
+    Examples:
+        >>> import planner
+        >>> best = planner.plan("mistral-7b", "24GB", max_length=4096, knobs={"optim": "adamw_8bit"})
+        >>> best.config.max_length, best.config.optim
+        (4096, 'adamw_8bit')
+        >>> best.estimate.process_bytes < best.usable_bytes
+        True
 
     `planner.run_file.write_run_file(best.config, path)` writes what `fitune launch` trains.
 
@@ -150,12 +152,13 @@ def estimate(
 
     What the closed form does not describe is traced, as with `exact`.
 
-    >>> import planner
-    >>> predicted = planner.estimate("7b", "t4", method="qlora")
-    >>> predicted.verdict, predicted.estimate.binding_phase
-    ('fits', 'backward')
-    >>> sum(part.bytes for part in predicted.estimate.components) == predicted.estimate.allocated_bytes
-    True
+    Examples:
+        >>> import planner
+        >>> predicted = planner.estimate("7b", "t4", method="qlora")
+        >>> predicted.verdict, predicted.estimate.binding_phase
+        ('fits', 'backward')
+        >>> sum(part.bytes for part in predicted.estimate.components) == predicted.estimate.allocated_bytes
+        True
 
     Raises:
         profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.

@@ -20,7 +20,7 @@ class Curve:
     dashed: bool = False
 
 
-TOP, BOTTOM, MARGIN = 12, 58, 14
+TOP, MARGIN, LEGEND_LINE = 12, 14, 20
 TICKS = 4
 DASH = 7.0
 
@@ -31,21 +31,25 @@ def curve_picture(
     y_words: Callable[[float], str],
     *,
     width: int = 720,
-    height: int = 240,
+    height: int = 180,
     y_step: Callable[[float], float] | None = None,
 ) -> Picture:
-    """The `curves` over one pair of axes; `y_words` says a value of y. At least one of them must have a point."""
+    """The `curves` over one pair of axes, `height` pixels high; `y_words` says a value of y.
+
+    At least one of the curves must have a point.
+    """
     xs = [x for curve in curves for x, _ in curve.points]
     largest = max(y for curve in curves for _, y in curve.points)
     step = (y_step or round_step)(largest / TICKS) if largest else 1.0
     y_top = max(step, step * ceil(largest / step))
+    base = TOP + height
     ticks = [step * number for number in range(round(y_top / step) + 1)]
     left = max(text_width(y_words(tick), 12) for tick in ticks) + 12
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
 
     def place(point: Point) -> Point:
         x = left + (point[0] - x_low) / (x_high - x_low) * (width - MARGIN - left)
-        return x, TOP + (1 - point[1] / y_top) * (height - BOTTOM - TOP)
+        return x, TOP + (1 - point[1] / y_top) * (base - TOP)
 
     shapes: list[Shape] = []
     for tick in ticks:
@@ -53,15 +57,13 @@ def curve_picture(
         shapes += [Line(left, y, width - MARGIN, y), Text(left - 6, y + 4, y_words(tick), "faint", 12, "end")]
     for curve in curves:
         shapes += _strokes([place(point) for point in curve.points], curve)
-    base = height - BOTTOM
     for x, anchor in ((x_low, "start"), (x_high, "end")):
         shapes.append(Text(place((x, 0))[0], base + 16, f"{x:,.0f}", "faint", 12, anchor))  # type: ignore[arg-type]
     shapes.append(Text((left + width - MARGIN) / 2, base + 16, x_label, "faint", 12, "middle"))
-    shapes += _legend(curves, height - 16, left)
+    legend, bottom = _legend(curves, base + 42, left, width)
     last = ", ".join(f"{curve.name} {y_words(curve.points[-1][1])}" for curve in curves if curve.points)
-    return Picture(
-        width, height, tuple(shapes), f"Over {x_label} from {x_low:,.0f} to {x_high:,.0f}, at the end: {last}."
-    )
+    description = f"Over {x_label} from {x_low:,.0f} to {x_high:,.0f}, at the end: {last}."
+    return Picture(width, round(bottom + 8), (*shapes, *legend), description)
 
 
 def round_step(about: float) -> float:
@@ -95,9 +97,14 @@ def _dashes(start: Point, end: Point, ink: Ink) -> Iterator[Line]:
         yield Line(x, y, x + across, y + down, ink, 2.0)
 
 
-def _legend(curves: Sequence[Curve], y: float, left: float) -> Iterator[Shape]:
+def _legend(curves: Sequence[Curve], y: float, left: float, width: int) -> tuple[list[Shape], float]:
+    """A stroke and a name for each curve, on as many lines as it takes, and where they end."""
+    shapes: list[Shape] = []
     x = left
     for curve in curves:
-        yield Rect(x, y - 8, 14, 4, curve.ink)
-        yield Text(x + 20, y - 2, curve.name, "faint", 12)
-        x += 20 + text_width(curve.name, 12) + 18
+        needed = 20 + text_width(curve.name, 12) + 18
+        if x > left and x + needed > width:
+            x, y = left, y + LEGEND_LINE
+        shapes += [Rect(x, y - 8, 14, 4, curve.ink), Text(x + 20, y - 2, curve.name, "faint", 12)]
+        x += needed
+    return shapes, y

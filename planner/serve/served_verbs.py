@@ -94,7 +94,7 @@ def _with_run_file(plan: Plan) -> Document:
 
 def _verb(function: Callable[..., Any], document: Callable[[Any], Document]) -> ServedVerb:
     name = function.__name__
-    paragraphs = (getdoc(function) or "").partition("\n\n>>>")[0].strip().split("\n\n")
+    paragraphs = (getdoc(function) or "").partition("\n\nExamples:")[0].strip().split("\n\n")
     about = [text for text in paragraphs if not any(f"`{parameter}`" in text for parameter in NOT_SERVED)]
     return ServedVerb(name, "\n\n".join(about), _question(function), function, document)
 

@@ -1,0 +1,163 @@
+"""Pages and pictures that are made when the documentation is built: from facts, from the code, from the repository."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from drawings import drawings
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from typer.testing import CliRunner
+
+from planner.cli import VERBS, application
+from planner.fact_verbs import find_gpus, find_models, find_recipes, num_parameters
+from planner.run_config import RunConfig
+from planner.run_file import SECTIONS
+from planner.units import GIB, format_count
+
+ROOT = Path(__file__).parents[1]
+
+FROM_REPOSITORY = {
+    "readme.md": "README.md",
+    "errors.md": "calibration/ERRORS.md",
+    "methods.md": "trainer/METHODS.md",
+    "faults.md": "trainer/FAULTS.md",
+}
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)]+)\)")
+SUMMARY_ROWS = 12
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is made."""
+    pages = {
+        "gpus.md": gpus_page(),
+        "models.md": models_page(),
+        "recipes.md": recipes_page(),
+        "run-file.md": run_file_page(),
+        "command-line.md": command_line_page(),
+        **{name: from_repository(path) for name, path in FROM_REPOSITORY.items()},
+    }
+    pictures = {f"pictures/{name}.svg": drawn for name, drawn in drawings().items()}
+    for name, content in (pages | pictures).items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the summary of the errors where a page asks for it."""
+    return markdown.replace("{{ errors_summary }}", errors_summary())
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def gpus_page() -> str:
+    """All cards with what planning needs of them."""
+    rows = [
+        (
+            gpu.name,
+            f"{gpu.memory_bytes / GIB:.1f}" + ("" if gpu.memory_measured else " (bounded)"),
+            f"{gpu.bandwidth_bytes_per_s / 1e9:,.0f}" if gpu.bandwidth_bytes_per_s else "",
+            f"{rate / 1e12:,.0f}" if (rate := gpu.flops.bf16 or gpu.flops.fp16) else "",
+            "bf16" if gpu.supports_bf16 else "fp16",
+            f"{gpu.price.median_usd_per_hour:.2f}" if gpu.price else "",
+            gpu.architecture or "",
+        )
+        for gpu in find_gpus(None)
+    ]
+    headings = ("GPU", "GiB that torch sees", "GB/s", "TFLOP/s, 16 bit", "format", "USD/h, median", "generation")
+    about = "Each fact has its source in `profiles/gpus/`; `fitune gpus NAME --json` shows it. Empty: not known."
+    return f"# GPUs\n\n{about}\n\n{table(headings, rows)}\n"
+
+
+def models_page() -> str:
+    """All models that are known without the Hub."""
+    rows = [
+        (
+            model.hf_id,
+            format_count(num_parameters(model)),
+            model.num_hidden_layers + (model.num_decoder_layers or 0),
+            model.hidden_size,
+            f"{model.vocab_size:,}",
+            f"{model.max_position_embeddings:,}" if model.max_position_embeddings else "",
+            ", ".join(alias for alias in model.aliases if "/" not in alias),
+        )
+        for model in find_models(None)
+    ]
+    about = "Any other model is read from its `config.json`, in a folder or on the Hub."
+    headings = ("model", "parameters", "layers", "width", "vocabulary", "positions", "also called")
+    return f"# Models\n\n{about}\n\n{table(headings, rows)}\n"
+
+
+def recipes_page() -> str:
+    """All recipes with their sources."""
+    rows = [
+        (recipe.name, recipe.model, recipe.gpu, f"{recipe.objective}, {recipe.method}", recipe.about, recipe.source)
+        for recipe in find_recipes(None)
+    ]
+    about = "`fitune plan --recipe NAME` plans one for your card and data."
+    return f"# Recipes\n\n{about}\n\n{table(('recipe', 'model', 'card', 'how', 'for', 'source'), rows)}\n"
+
+
+def run_file_page() -> str:
+    """Every knob of the run file, in the order of the file."""
+    properties = RunConfig.model_json_schema()["properties"]
+    parts = [
+        f"## {title}\n\n"
+        + table(
+            ("knob", "default", "what"),
+            [(f"`{name}`", default_of(properties[name]), properties[name].get("description", "")) for name in names],
+        )
+        for title, names in SECTIONS
+    ]
+    about = (
+        "`fitune plan -o run.yaml` writes it with every knob spelled out; keys that it does not know are refused. "
+        "`fitune schema -o run.schema.json` writes its JSON schema, with which editors complete and check it."
+    )
+    return f"# The run file\n\n{about}\n\n" + "\n\n".join(parts) + "\n"
+
+
+def default_of(schema: dict[str, object]) -> str:
+    """The default of a knob, as it stands in the file."""
+    if "default" not in schema:
+        return ""
+    value = schema["default"]
+    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def command_line_page() -> str:
+    """What `--help` says of every verb."""
+    runner, app = CliRunner(), application()
+    parts = []
+    for verb in VERBS:
+        shown = runner.invoke(app, [verb, "--help"], prog_name="fitune", env={"COLUMNS": "100", "NO_COLOR": "1"})
+        parts.append(f"## fitune {verb}\n\n```text\n{shown.output.strip()}\n```")
+    return "# The command line\n\n" + "\n\n".join(parts) + "\n"
+
+
+def from_repository(path: str) -> str:
+    """A page that stands elsewhere in the repository, with links to what is no page as their words alone."""
+    pages = {source: name for name, source in FROM_REPOSITORY.items()}
+    folder = (ROOT / path).parent
+
+    def linked(match: re.Match[str]) -> str:
+        words, (target, _, anchor) = match[1], match[2].partition("#")
+        found = (folder / target).resolve()
+        page = pages.get(found.relative_to(ROOT).as_posix()) if found.is_relative_to(ROOT) else None
+        return f"[{words}]({page}{'#' + anchor if anchor else ''})" if page else words
+
+    return LINK.sub(linked, (ROOT / path).read_text(encoding="utf-8"))
+
+
+def errors_summary() -> str:
+    """The first rows of each table of errors: by harness, number of cards and method."""
+    text = (ROOT / FROM_REPOSITORY["errors.md"]).read_text(encoding="utf-8")
+    parts = []
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        parts.append("\n".join((f"### {section.partition(chr(10))[0]}", "", *lines[: SUMMARY_ROWS + 2])))
+    return "\n\n".join(parts)
