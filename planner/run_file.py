@@ -16,6 +16,10 @@ from profiles.errors import ConfigError
 
 VERSION = 1
 
+SCHEMA_FILE = "run.schema.json"
+SCHEMA_LINE = f"yaml-language-server: $schema={SCHEMA_FILE}"
+"""What a YAML language server reads in a comment."""
+
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "What is trained, and the cards it was planned for.",

@@ -108,9 +108,11 @@ def _print(found: Plan, explain: bool, next_command: str | None) -> None:
 
 def _write(found: Plan, config: RunConfig, output: Path) -> None:
     from planner.report.run_file_header import run_file_header
-    from planner.run_file import write_run_file
+    from planner.run_file import SCHEMA_FILE, SCHEMA_LINE, write_run_file
 
-    write_run_file(config, output, run_file_header(found, config))
+    # Editors look for the schema in the first line.
+    named = [SCHEMA_LINE] if output.with_name(SCHEMA_FILE).is_file() else []
+    write_run_file(config, output, [*named, *run_file_header(found, config)])
 
 
 def _say_where(found: Plan, output: Path) -> None:

@@ -45,10 +45,10 @@ def curve_picture(
     base = TOP + height
     ticks = [step * number for number in range(round(y_top / step) + 1)]
     left = max(text_width(y_words(tick), 12) for tick in ticks) + 12
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    x_low, x_high = min(xs), max(xs)
 
     def place(point: Point) -> Point:
-        x = left + (point[0] - x_low) / (x_high - x_low) * (width - MARGIN - left)
+        x = left + (point[0] - x_low) / ((x_high - x_low) or 1.0) * (width - MARGIN - left)
         return x, TOP + (1 - point[1] / y_top) * (base - TOP)
 
     shapes: list[Shape] = []
