@@ -42,6 +42,7 @@ class Inspection:
         self._characters: Counter[int] = Counter()
         self._places: dict[bytes, str] = {}
         self._roles: dict[str, str] = {}
+        self._labels: Counter[bool] = Counter()
         self._preview: list[PreviewRow] = []
 
     def add(self, row: Row | Unreadable, preview: int) -> None:
@@ -73,7 +74,7 @@ class Inspection:
             answer_start_counts=tuple(sorted(tokens.answer_starts.items())) if tokens else None,
             learned=LEARNED.get(name) or self._learned_of_turns(),
             stop_tokens=tokens.stop_tokens if tokens else (),
-            remarks=(*self._role_remarks(), *(tokens.remarks if tokens else ())),
+            remarks=(*self._role_remarks(), *self._label_remarks(), *(tokens.remarks if tokens else ())),
             preview=tuple(self._preview),
         )
 
@@ -89,6 +90,8 @@ class Inspection:
                 pieces = tuple(self._tokens.pieces(encoded) for encoded in sequences)
                 self._preview.append(PreviewRow(place=row.place, sequences=pieces))
         self._roles |= renamed_roles(row.values)
+        if "label" in example:
+            self._labels[example["label"]] += 1
         if same := self._same_as(example, row.place):
             found["duplicate"] = f"the same as {same}"
         for kind, what in found.items():
@@ -119,6 +122,13 @@ class Inspection:
         if not self._roles:
             return ()
         return ("roles are read as " + ", ".join(f"{theirs}: {ours}" for theirs, ours in self._roles.items()),)
+
+    def _label_remarks(self) -> tuple[str, ...]:
+        if len(self._labels) != 1:
+            return ()
+        ((good, count),) = self._labels.items()
+        one, other = ("good", "bad") if good else ("bad", "good")
+        return (f"all {count:,} answers are labelled {one}; kto learns little without {other} ones",)
 
 
 def _num_characters(example: Mapping[str, Any]) -> int:

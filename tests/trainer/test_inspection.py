@@ -110,6 +110,19 @@ def test_names_of_roles_that_are_read_as_others_are_told(data_file):
     assert inspect(data_file(lines(FORMATS["sharegpt"]))).remarks == ("roles are read as gpt: assistant, human: user",)
 
 
+@pytest.mark.parametrize(
+    ("labels", "remarks"),
+    [
+        ((True, True), ("all 2 answers are labelled good; kto learns little without bad ones",)),
+        ((False, False), ("all 2 answers are labelled bad; kto learns little without good ones",)),
+        ((True, False), ()),
+    ],
+)
+def test_labels_that_are_all_the_same_are_told(labels, remarks, data_file):
+    rows = [{"prompt": f"{number}?", "completion": "Yes.", "label": label} for number, label in enumerate(labels)]
+    assert inspect(data_file(lines(*rows))).remarks == remarks
+
+
 def test_rows_before_the_first_of_a_known_format_are_rejected(data_file):
     report = inspect(data_file(lines({"a": 1}, {"text": "b"}, {"text": "c"})))
     (finding,) = report.rejected
