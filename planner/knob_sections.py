@@ -97,7 +97,7 @@ READ_BY: dict[str, frozenset[Objective]] = {
 """The objectives that read each option of `PreferenceKnobs`."""
 
 
-class PeftKnobs(BaseModel):
+class PeftKnobs(Knobs):
     """Another method of PEFT: its name, and its options in PEFT's own names, which differ from method to method."""
 
     model_config = ConfigDict(frozen=True, extra="allow")

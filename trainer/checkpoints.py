@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.run_config import RunConfig
+from planner.run_config import Knobs, RunConfig
 from planner.run_file import read_run_file
 from profiles.errors import ConfigError
 from profiles.peft_method import find_method
@@ -95,11 +95,21 @@ def checkpoint_to_resume(config: RunConfig) -> Path:
     for knob in FIXED_KNOBS:
         before, now = getattr(first, knob), getattr(config, knob)
         if before != now:
+            changed, before, now = _first_change(knob, before, now)
             raise ConfigError(
-                f"{knob} is {now}, but the run in {output_dir} began with {before}",
+                f"{changed} is {now}, but the run in {output_dir} began with {before}",
                 hint=f"set it back ({output_dir / CONFIG_FILE} has it all), or start a new run in another output_dir",
             )
     return checkpoint
+
+
+def _first_change(knob: str, before: object, now: object) -> tuple[str, object, object]:
+    """Which knob of two unequal values differs, and how; of a section the first that does."""
+    if not (isinstance(before, Knobs) and isinstance(now, Knobs)):
+        return knob, before, now
+    old, new = before.model_dump(), now.model_dump()
+    key = next(key for key in old | new if old.get(key) != new.get(key))
+    return f"{knob}.{key}", old.get(key), new.get(key)
 
 
 def way_on(checkpoint: Path | None, run_file: Path) -> str:

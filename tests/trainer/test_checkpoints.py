@@ -149,13 +149,17 @@ def test_a_run_resumes_with_smaller_micro_batches_of_the_same_batch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"),
-    [("lora", LoraKnobs(r=8)), ("optim", "adamw_8bit"), ("seed", 1), ("gradient_accumulation_steps", 4)],
+    ("knob", "value", "named"),
+    [
+        ("lora", LoraKnobs(r=8), "lora.r"),
+        ("optim", "adamw_8bit", "optim"),
+        ("seed", 1, "seed"),
+        ("gradient_accumulation_steps", 4, "effective_batch_size"),
+    ],
 )
-def test_another_run_is_not_resumed(tmp_path, knob, value):
+def test_another_run_is_not_resumed(tmp_path, knob, value, named):
     config = first_part(tmp_path)
     add_checkpoint(tmp_path, 10)
-    named = "effective_batch_size" if knob.startswith("gradient") else knob
     with pytest.raises(ConfigError, match=f"^{named} is .* but the run in .* began with"):
         checkpoint_to_resume(config.model_copy(update={knob: value}))
 

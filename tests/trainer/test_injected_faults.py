@@ -188,7 +188,7 @@ def test_changed_settings_of_the_adapter_are_refused_before_anything_is_loaded(l
     assert launcher.launch(config, "SIGTERM in a step").exit_code == 143
     before = sorted(tmp_path.rglob("*"))
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=r"^lora is r=8 .* but the run in .* began with r=4") as refusal:
+    with pytest.raises(ConfigError, match=r"^lora.r is 8, but the run in .* began with 4") as refusal:
         check(config.model_copy(update={"lora": LoraKnobs(r=8, target_modules=("q_proj",))}), resume=True)
     table.append(f"| {CHANGED} | {refusal.value.exit_code} | 0 | {time.monotonic() - began:.1f} |")
     assert "set it back" in refusal.value.hint
