@@ -9,7 +9,7 @@ check.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, median, stdev
@@ -154,7 +154,8 @@ class Coverage:
 
     `inside` and `below` are shares of the runs with reserved memory: within the range, and not above its high end.
     `pairs` are these runs and the common cards: of those called fits, how many have room for what was measured, and of
-    those called no, how many have not. `out_of_memory` counts verdicts of runs that ran out.
+    those called no, how many have not. `out_of_memory` counts verdicts of runs that ran out; `above` names the runs
+    above the high end.
     """
 
     group: str
@@ -166,6 +167,7 @@ class Coverage:
     called_no: int
     had_none: int
     out_of_memory: dict[Verdict, int]
+    above: tuple[str, ...]
 
 
 def coverage(runs: Sequence[Predicted], group_of: Callable[[Predicted], str]) -> list[Coverage]:
@@ -180,28 +182,33 @@ def _coverage(
     name: str, runs: Sequence[Predicted], ranges: dict[str, Residuals], group_of: Callable[[Predicted], str]
 ) -> Coverage:
     measured = [one for one in runs if one.run.reserved_bytes is not None]
-    inside = below = called_fits = had_room = called_no = had_none = 0
-    for one in measured:
-        assert one.run.reserved_bytes is not None
-        spreads = ranges[group_of(one)]
-        low, high = one.range_with(spreads)
-        process = one.run.reserved_bytes + one.gpu.context_bytes
-        inside += low <= process <= high
-        below += process <= high
-        for gpu in map(find_gpu, COMMON_CARDS):
-            said = _verdict(one.range_with(spreads, gpu), gpu.memory_bytes)
-            room = one.run.reserved_bytes + gpu.context_bytes <= gpu.memory_bytes
-            called_fits += said == "fits"
-            had_room += said == "fits" and room
-            called_no += said == "no"
-            had_none += said == "no" and not room
+    processes = [(one.run.reserved_bytes or 0) + one.gpu.context_bytes for one in measured]
+    intervals = [one.range_with(ranges[group_of(one)]) for one in measured]
+    inside = sum(low <= size <= high for size, (low, high) in zip(processes, intervals, strict=True))
+    above = [one.run.id for one, size, (_, high) in zip(measured, processes, intervals, strict=True) if size > high]
+    pairs = [pair for one in measured for pair in _on_common_cards(one, ranges[group_of(one)])]
     failed = [one for one in runs if one.run.fits == "no"]
     verdicts = [_verdict(one.range_with(ranges[group_of(one)]), one.gpu.memory_bytes) for one in failed]
-    counts: dict[Verdict, int] = {said: verdicts.count(said) for said in get_args(Verdict)}
     total = max(len(measured), 1)
     return Coverage(
-        name, len(measured), inside / total, below / total, called_fits, had_room, called_no, had_none, counts
+        group=name,
+        runs=len(measured),
+        inside=inside / total,
+        below=1 - len(above) / total,
+        called_fits=sum(said == "fits" for said, _ in pairs),
+        had_room=sum(said == "fits" and room for said, room in pairs),
+        called_no=sum(said == "no" for said, _ in pairs),
+        had_none=sum(said == "no" and not room for said, room in pairs),
+        out_of_memory={said: verdicts.count(said) for said in get_args(Verdict)},
+        above=tuple(above),
     )
+
+
+def _on_common_cards(one: Predicted, spreads: Residuals) -> Iterator[tuple[Verdict, bool]]:
+    """What is said of the run on each of the common cards, and whether there is room for what was measured."""
+    for gpu in map(find_gpu, COMMON_CARDS):
+        room = (one.run.reserved_bytes or 0) + gpu.context_bytes <= gpu.memory_bytes
+        yield _verdict(one.range_with(spreads, gpu), gpu.memory_bytes), room
 
 
 def _verdict(interval: tuple[int, int], usable: int) -> Verdict:

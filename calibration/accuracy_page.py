@@ -1,0 +1,261 @@
+"""Writes ACCURACY.md: how accurate the answers are, how that is known, and what nobody has measured.
+
+python -m calibration.accuracy_page
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+from calibration.compare import compare
+from calibration.error_table import METRICS, Errors, errors_of, summarize
+from calibration.fit import errors as speed_errors
+from calibration.fit import fit, gather
+from calibration.fit_speed import NAMES
+from calibration.measured_runs import read_runs
+from calibration.residuals import GROUPINGS, RUNS, Coverage, coverage, now_fitted
+from planner.speed_rates import speed_facts
+from planner.units import format_bytes
+from planner.verdict import Verdict
+from profiles.overheads import overheads
+
+HERE = Path(__file__).parent
+PAGE = HERE / "ACCURACY.md"
+SIMULATED_EDGES = HERE / "records" / "edge-simulated.json"
+CPU_DUELS = HERE / "records" / "versus-cpu.json"
+
+INTRODUCTION = """# How accurate is this, and how we know
+
+Written by `python -m calibration.accuracy_page` from the data files and the runs that other people measured; a test
+fails when it is stale. **No GPU was at hand when this was written.** What is said of memory was held against published
+runs of other trainers and against a simulation; of speed, against published runs on one card. What nobody has measured
+is listed at the end. `bash calibration/on_gpu.sh` measures all of it on a card in ten minutes, and `python -m
+calibration.fit --write` takes up what it found."""
+
+MEMORY = """## Memory
+
+Errors are fractions of what was measured. [ERRORS.md](ERRORS.md) has every run, by the closed form and by a trace."""
+
+RANGE = """## The range and the verdict
+
+An answer is `fits` if the high end of its range has room. That end lies above the prediction by as much as measured
+runs lay above theirs: the larger of the most that was seen and of what the next run stays below with 99 % confidence,
+in shares of the bytes of activations (`profiles/residuals.toml`). The low end is the tensors alone, below which no
+allocator can go.
+
+Does that hold for runs that it was not made of? Each group of runs is left out in turn and predicted with the range
+made of the others. `below the end` is the share of its runs that stayed below the high end. Then each run is put on
+each of the common cards: how many pairs are called `fits`, and how many of those have room for what was measured; the
+same for `no`. Runs that ran out of memory are counted by what is said of them."""
+
+WHY_ABOVE = """`FIT-077` repeats `FIT-067` on a card that was nearly full, where the allocator held 12 % more; nobody
+but SWD measured full fine-tuning in which the optimizer step is the peak; runs of FQ are of two cards."""
+
+EDGE = """### At the edge, by simulation
+
+Models and settings drawn at random, each with the longest rows that are called `fits` within a part of an H100, the
+shortest that are called `no`, and a length between. Whether they ran is what a model of torch's allocator says to the
+trainer's own step, traced, with expandable segments as `fitune launch` switches them on. No card was asked. `python -m
+calibration.edge --gpu h100` repeats it; with `--records` it tells the same of runs on a card."""
+
+SPEED = """## Speed
+
+A step is a roofline over counted work. What share of its rates a card reaches cannot be counted; it is fitted on
+published runs on one card, each constant with its spread (`profiles/fitted.toml`, which names the runs). `left out` is
+the error of runs whose family was left out of the fit."""
+
+DUELS = """## Beside plain TRL and plain Transformers
+
+The same tiny model and settings in the three trainers, on a CPU, live tensors counted. `ours / theirs` is the peak of
+this trainer over that of the other. Speeds on a CPU say nothing about a card and are not shown; `python -m
+calibration.versus` prints both on the machine that it runs on."""
+
+CONSTANTS = """## Where the constants come from"""
+
+UNMEASURED = """## Not measured by anybody, as far as we know
+
+- This trainer on any GPU: the published runs are of plain Transformers, TRL, PEFT, ms-swift and FSDP scripts.
+- What the process holds beside torch's memory, on every card but those named above; the figures for their generations
+  are the high end of what messages in public show.
+- Reserved memory with expandable segments, which `fitune launch` switches on: the published runs had torch's usual
+  ones.
+- Speed on any card but the A100, in float16 and float32, of int8, paged and offloaded states, of checkpoints in host
+  memory; the speed of DPO and the other preference losses.
+- The best of a measured grid against the planner's choice (`python -m calibration.plan_quality`), and verdicts at the
+  edge on a card (`fitune calibrate --cap`): both are built, and were run on a CPU and in simulation only.
+- AMD cards."""
+
+
+def page() -> str:
+    """The whole page, as the formulas and data files have it now."""
+    runs, found = now_fitted()
+    spreads = [
+        (one.method, one.attention, str(one.runs), f"{one.high:+.2f}", ", ".join(one.groups)) for one in found.spreads
+    ]
+    held = {name: coverage(runs, group_of) for name, group_of in GROUPINGS.items()}
+    parts = [
+        INTRODUCTION,
+        MEMORY,
+        _memory_table(),
+        RANGE,
+        _table(("method", "attention", "runs", "at most above", "measured by"), spreads),
+        f"On a card that was not measured {found.unmeasured:.2f} is added, the largest difference between cards.",
+        *(_coverage_table(name, lines) for name, lines in held.items()),
+        f"Above the end, with all runs of the same people left out: {', '.join(_last(held).above)}. {WHY_ABOVE}",
+        *_edge_part(),
+        SPEED,
+        *_speed_part(),
+        *_duel_part(),
+        CONSTANTS,
+        _constants_table(),
+        UNMEASURED,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _last(held: dict[str, list[Coverage]]) -> Coverage:
+    """All runs, each predicted without those of who measured it."""
+    return held["who measured"][-1]
+
+
+def _memory_table() -> str:
+    compared, _ = compare(read_runs(RUNS))
+    summary = summarize(compared, [])
+    rows: list[tuple[str, Errors]] = [(f"{metric} memory", errors_of(compared, metric)) for metric in METRICS]
+    shares = [
+        (name, str(one.rows), f"{one.median_abs_error or 0:.1%}", f"{one.p95_abs_error or 0:.1%}") for name, one in rows
+    ]
+    failed = sum(one.run.fits == "no" for one in compared)
+    said = (
+        f"Of {failed} runs that ran out of memory, {summary.false_fits} are called `fits`; of {len(compared) - failed} "
+        f"that ran, {summary.false_refusals} are called `no`."
+    )
+    return _table(("closed form", "runs", "median", "95th percentile"), shares) + f"\n\n{said}"
+
+
+def _coverage_table(name: str, lines: Sequence[Coverage]) -> str:
+    headings = ("runs", "below the end", "called fits", "had room", "called no", "had none", "ran out: fits, tight, no")
+    return _table((f"left out: {name}", *headings), [_coverage_line(line) for line in lines])
+
+
+def _coverage_line(line: Coverage) -> tuple[str, ...]:
+    below = f"{line.below:.0%}" if line.runs else "-"
+    verdicts = ", ".join(str(line.out_of_memory[said]) for said in get_args(Verdict))
+    counts = (line.called_fits, line.had_room, line.called_no, line.had_none)
+    return line.group, str(line.runs), below, *map(str, counts), verdicts
+
+
+def _edge_part() -> list[str]:
+    if not SIMULATED_EDGES.exists():
+        return []
+    document = json.loads(SIMULATED_EDGES.read_text("utf-8"))
+    rows = [
+        (
+            format_bytes(one["cap_bytes"]),
+            one["model"],
+            one["method"],
+            one["batch"],
+            one["said"],
+            "yes" if one["ran"] else "no",
+        )
+        for one in document["edges"]
+    ]
+    totals = [
+        f"{count['ran']} of {count['ran'] + count['out_of_memory']} called `{said}` ran"
+        for said, count in document["verdicts"].items()
+    ]
+    table = _table(("memory", "model", "method", "batch", "said", "ran in the simulation"), rows)
+    return [EDGE, f"{'; '.join(totals)}.", table]
+
+
+def _speed_part() -> list[str]:
+    evidence = gather([])
+    found = fit(evidence)
+    one = found.efficiencies("any", "any")
+    constants = [
+        (name.replace("_", " "), f"{getattr(one, name).value:.3g}", f"{getattr(one, name).spread:.0%}")
+        for name in NAMES
+    ]
+    lines = [
+        (line.gpu, line.method, line.tokens, str(line.runs), f"{line.after:.1%}", f"{line.left_out:.1%}")
+        for line in speed_errors(evidence, found)
+    ]
+    said = (
+        f"Over {one.runs} runs the error is {one.error:.1%} (root mean square), {one.error_left_out:.1%} for families "
+        "that were left out."
+    )
+    return [
+        _table(("share of its rate", "value", "spread"), constants),
+        said,
+        _table(("card", "method", "tokens", "runs", "median error", "left out"), lines),
+    ]
+
+
+def _duel_part() -> list[str]:
+    if not CPU_DUELS.exists():
+        return []
+    duels: list[dict[str, Any]] = json.loads(CPU_DUELS.read_text("utf-8"))["duels"]
+    rows = [
+        (
+            one["method"],
+            one["batch"],
+            one["against"],
+            f"{one['memory_ratio']:.3f}",
+            f"{one['predicted_ratio']:.3f}",
+            f"{one['their_predicted_ratio']:.3f}",
+        )
+        for one in duels
+    ]
+    headings = ("method", "batch", "against", "peak, ours / theirs", "predicted / measured, ours", "theirs")
+    return [DUELS, _table(headings, rows)]
+
+
+def _constants_table() -> str:
+    facts, speed = overheads(), speed_facts()
+    cards = [name for row in facts.context.cards for name in row.names[:1]]
+    measured = sum(len(row.gpus) for row in speed.products.measured)
+    rows = (
+        ("grain and segments of the allocator", "source of torch", "exact"),
+        ("cuBLAS workspaces", "source of torch", "exact"),
+        ("weights, gradients, states, activations", "counted from the code of the libraries", "see Memory"),
+        (
+            f"slack of the allocator: {facts.slack.typical}, eager {facts.slack.eager}, step {facts.slack.idle}",
+            "published runs",
+            "see The range",
+        ),
+        ("range around the prediction", "published runs", "see The range"),
+        (f"CUDA context of {', '.join(cards)}", "messages in public", "each from one to a few messages"),
+        ("CUDA context of other cards", "messages in public about their generation", "the high end; else unmeasured"),
+        (f"memory of NCCL: {facts.context.nccl_mib} MiB", "messages in public", "rough"),
+        (f"rates of matrix products of {measured} cards", "published benchmarks", "one benchmark each"),
+        (
+            f"the same of other cards: {speed.products.unmeasured_share} of the data sheet",
+            "least of the measured ones",
+            "unmeasured",
+        ),
+        ("shares of the rates, launches", "fitted on published runs of one A100", "other cards: unmeasured"),
+        ("cost of unpacking 4-bit weights", "fitted with them", "the runs hardly tell: see its spread"),
+        (
+            f"link to the host: {speed.host_link.bytes_per_s / 1e9:g} GB/s",
+            "PCIe 3.0 less overhead, the slowest",
+            "unmeasured",
+        ),
+    )
+    return _table(("constant", "from", "how well it is known"), rows)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def main() -> None:
+    """Write calibration/ACCURACY.md."""
+    PAGE.write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
