@@ -8,7 +8,7 @@ DEMO := runs/demo
 BENCH := runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint typecheck docs screenshots clean
+.PHONY: help install demo test lint typecheck docs screenshots peers clean
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ docs: install  ## build the documentation into site/
 screenshots: install  ## take the pictures of the page for the documentation; needs Chromium
 	$(BIN)/python -m tests.planner.serve.screenshots
 
+peers: install  ## install the trainers whose schemas exports are validated against, into .venv-peers
+	$(BIN)/python -m calibration.peer_environment
+
 clean:  ## remove .venv, runs and caches
-	rm -rf $(VENV) runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

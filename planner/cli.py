@@ -24,6 +24,7 @@ VERBS = (
     "data",
     "plan",
     "estimate",
+    "export",
     "launch",
     "merge",
     "chat",

@@ -18,6 +18,17 @@ LoraInit = Literal[True, False, "gaussian", "olora", "orthogonal", "pissa", "pis
 Objective = Literal["sft", "dpo", "ipo", "orpo", "kto", "reward"]
 DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "kto"]
 
+DATA_COLUMNS: dict[DataFormat, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "preference": ("chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+"""The columns that each format is known by; where those of several are there, the first one is meant."""
+
 REFERRING: frozenset[Objective] = frozenset({"dpo", "ipo", "kto"})
 """Objectives that compare the model with a frozen reference: what it was before."""
 

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from planner.knob_sections import DATA_COLUMNS as DATA_COLUMNS
 from planner.knob_sections import READ_BY as READ_BY
 from planner.knob_sections import REFERRING as REFERRING
 from planner.knob_sections import DataFormat as DataFormat

@@ -10,24 +10,10 @@ from trl.chat_template_utils import (
     is_chat_template_stop_token_trained,
 )
 
+from planner.chat_template import DEFAULT_TEMPLATE
 from trainer.data_formats import BadRow, Message
 
 ChatLoss = Literal["every answer", "last answer"]
-
-DEFAULT_TEMPLATE = """\
-{%- if bos_token %}{{ bos_token }}{% endif -%}
-{%- for message in messages -%}
-{{ '<|' + message['role'] + '|>\\n' }}
-{%- if message['role'] == 'assistant' -%}
-{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\\n' }}
-{%- else -%}
-{{ message['content'] + '\\n' }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}
-"""
-"""For a model that has no template: a line that names the role, the content, and after an answer the end-of-sequence
-token. It needs no token that the model does not have, and it is saved with the tokenizer."""
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase) -> bool:

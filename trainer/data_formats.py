@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from planner.run_config import DataFormat
+from planner.run_config import DATA_COLUMNS, DataFormat
 from profiles.errors import DataError
 from trainer.data_files import is_unicode
 
@@ -120,15 +120,17 @@ def _kto(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": _filled(row, "prompt"), "completion": _filled(row, "completion"), "label": label}
 
 
-FORMATS: dict[DataFormat, Format] = {
-    "messages": Format(("messages",), _chat),
-    "sharegpt": Format(("conversations",), _sharegpt),
-    "preference": Format(("chosen", "rejected"), _preference),
-    "kto": Format(("prompt", "completion", "label"), _kto),
-    "prompt-completion": Format(("prompt", "completion"), _prompt_completion),
-    "alpaca": Format(("instruction", "output"), _alpaca),
-    "text": Format(("text",), _text),
+CONVERSIONS: dict[DataFormat, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "messages": _chat,
+    "sharegpt": _sharegpt,
+    "preference": _preference,
+    "kto": _kto,
+    "prompt-completion": _prompt_completion,
+    "alpaca": _alpaca,
+    "text": _text,
 }
+
+FORMATS = {name: Format(columns, CONVERSIONS[name]) for name, columns in DATA_COLUMNS.items()}
 """The known formats; where the columns of several are there, the first one is meant."""
 
 

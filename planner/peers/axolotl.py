@@ -100,6 +100,11 @@ def refusal(config: RunConfig) -> ConfigError | None:
     """Why `config` cannot be said to Axolotl, or would go wrong there."""
     if config.method == "peft":
         return ConfigError("method is peft, but Axolotl's adapters are LoRA", hint="a script has them all: --to script")
+    if config.objective in ("orpo", "reward"):
+        return ConfigError(
+            f"objective is {config.objective}, for which Axolotl reads rows of other columns than a run file's",
+            hint="export --to trl, llama-factory or script",
+        )
     if config.padding_free:
         return ConfigError("padding_free is true, for which Axolotl 0.19 has no key", hint="set packing instead")
     if config.packing and config.attn_implementation != "flash_attention_2":
@@ -112,6 +117,11 @@ def refusal(config: RunConfig) -> ConfigError | None:
             f"dtype is float32 with mixed_precision {config.mixed_precision}, but Axolotl loads weights in the 16-bit "
             "format that it computes in",
             hint="set dtype to bfloat16, or export --to trl or script",
+        )
+    if config.dtype == "bfloat16" and config.mixed_precision == "no":
+        return ConfigError(
+            "mixed_precision is no with bfloat16 weights, but Axolotl 0.19 always puts bf16 autocast around those",
+            hint="set mixed_precision to bf16, or export --to trl or script",
         )
     if config.quantization == "int8" and config.dtype == "float32":
         return ConfigError("quantization int8 in Axolotl is with float16 or bfloat16", hint="set dtype to bfloat16")
@@ -192,17 +202,11 @@ def _write_method(config: RunConfig) -> dict[str, Any]:
 def _precision(keys: Keys) -> dict[str, str]:
     """`bf16: auto` is bfloat16 on every card: torch says that older ones have it, too, and emulates it."""
     bf16, fp16 = keys("bf16"), keys("fp16")
-    autocasts = not (keys.given("bfloat16") or keys.given("float16"))
-    if fp16 and bf16 == "auto":
-        bf16 = False
-    if bf16 and not (bf16 == "auto" and keys.given("float16")):
-        return {"dtype": "bfloat16", "mixed_precision": "bf16"} if bf16 != "full" else PURE_BFLOAT16
-    if fp16 or keys("load_in_8bit"):
-        return {"dtype": "float16", "mixed_precision": "fp16" if fp16 and autocasts else "no"}
-    return {"dtype": "float32", "mixed_precision": "no"}
-
-
-PURE_BFLOAT16 = {"dtype": "bfloat16", "mixed_precision": "no"}
+    if (bf16 and not (fp16 and bf16 == "auto")) or keys("bfloat16"):
+        return {"dtype": "bfloat16", "mixed_precision": "bf16"}
+    if fp16:
+        return {"dtype": "float16", "mixed_precision": "fp16"}
+    return {"dtype": "float16" if keys("float16") or keys("load_in_8bit") else "float32", "mixed_precision": "no"}
 
 
 def _write_precision(config: RunConfig) -> dict[str, Any]:
@@ -210,8 +214,7 @@ def _write_precision(config: RunConfig) -> dict[str, Any]:
         return {"bf16": True}
     if config.mixed_precision == "fp16":
         return {"bf16": False, "fp16": True}
-    words = {"bfloat16": {"bfloat16": True}, "float16": {"float16": True}, "float32": {"float32": True}}
-    return {"bf16": False, "fp16": False} | words[config.dtype]
+    return {"bf16": False, "fp16": False, config.dtype: True}
 
 
 def _attention(keys: Keys) -> str:
@@ -293,7 +296,7 @@ def _write_objective(config: RunConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"rl": config.objective, "rl_beta": preference.beta}
     if config.objective == "kto":
         settings |= {"kto_desirable_weight": preference.desirable_weight}
-        settings |= {"kto_undesirable_weight": preference.undesirable_weight}
+        settings |= {"kto_undesirable_weight": preference.undesirable_weight, "remove_unused_columns": False}
     return settings | ({"precompute_ref_log_probs": True} if preference.precompute_ref_log_probs else {})
 
 

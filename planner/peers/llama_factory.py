@@ -107,7 +107,8 @@ def _precision_refusal(config: RunConfig) -> ConfigError | None:
     wanted = {"bf16": "bfloat16", "fp16": "float16"}.get(config.mixed_precision, "bfloat16")
     if config.method == "full" and config.mixed_precision != "no":
         wanted = "float32"
-    if config.dtype == wanted:
+    trains_in_float32 = config.method == "full" and config.mixed_precision == "no" and config.dtype == "float32"
+    if config.dtype == wanted or trains_in_float32:
         return None
     return ConfigError(
         f"dtype is {config.dtype} with method {config.method} and mixed_precision {config.mixed_precision}, but "
