@@ -23,7 +23,6 @@ from planner.peers.peer import PEERS, writable_peers
 from planner.peers.peer_file import read_peer_file
 from planner.resolve import resolve_step
 from planner.run_config import RunConfig
-from planner.units import format_bytes
 from profiles.errors import ConfigError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
@@ -35,6 +34,8 @@ FILES = ROOT / "tests" / "golden" / "peers"
 MODEL, GPU = "meta-llama/Llama-3.1-8B", "a100-80gb"
 FILE_CARD = "rtx-4090"
 """The card that the peers' files are asked for: some fit, some do not."""
+
+GIB = 2**30
 
 VALIDATED = ("<!-- validated: python -m calibration.peers_page -->", "<!-- end of validated -->")
 READ = ("<!-- read: python -m calibration.peers_page -->", "<!-- end of read -->")
@@ -174,7 +175,7 @@ def _file_row(path: Path) -> str:
     counts = Counter(account.status for account in answer.file.accounts)
     missing = ", ".join(f"`{account.key}`" for account in answer.file.not_counted) or "-"
     prediction = answer.prediction
-    said = f"{prediction.verdict}: {format_bytes(prediction.estimate.process_bytes)}"
+    said = f"{prediction.verdict}: {round(prediction.estimate.process_bytes / GIB)} GiB"
     changes = ", ".join(f"`{change.key}`" for change in answer.fix.changes) if answer.fix else "-"
     numbers = [len(answer.file.accounts), counts["understood"], counts["no effect"], counts["off"]]
     return f"| {path.name} | " + " | ".join(map(str, numbers)) + f" | {missing} | {said} | {changes} |"
