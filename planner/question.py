@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from planner.cluster import ONE_CARD, Cluster
 from planner.data_lengths import DataLengths
-from planner.data_report import DataReport
 from planner.experience import NEWEST, NO_EXPERIENCE, Experience
 from planner.prediction import Tracing, untold
 from planner.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, groups_of, loadable_name
@@ -19,9 +18,10 @@ from profiles.main_memory import available_memory_bytes
 from profiles.model_catalog import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
+    from planner.data_report import DataReport
     from profiles.recipe import Recipe
 
-Inspect = Callable[[Path, str], DataReport]
+Inspect = Callable[[Path, str], "DataReport"]
 """Reads a data file as a model does, given its Hub id or folder."""
 
 Resolve = Callable[[str], ResolvedModel]
@@ -72,7 +72,7 @@ def own_experience() -> Experience:
         return Experience(fault=f"{error.message}; the answer does without earlier runs")
 
 
-def _inspect(data: Path, model: str) -> DataReport:
+def _inspect(data: Path, model: str) -> "DataReport":
     # Starting processes takes time to import, and most questions come without data.
     from planner.data_inspection import inspect_data
 

@@ -3,12 +3,15 @@
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from planner.data_report import DataReport
 from planner.question import Access
 
+if TYPE_CHECKING:
+    from planner.data_report import DataReport
 
-def inspect_with_bar(data: Path, model: str) -> DataReport:
+
+def inspect_with_bar(data: Path, model: str) -> "DataReport":
     """What stands in `data`, as `model` reads it. Raises as `inspect_data` does."""
     from planner.data_inspection import guess_note, inspect_data
     from planner.report.progress import progress_bar

@@ -11,6 +11,7 @@ from planner.planning import Plan
 from planner.prediction import Prediction, Target, predict
 from planner.report.answer import (
     checkpoint_words,
+    layout_words,
     memory_sentence,
     method_words,
     setting_facts,
@@ -32,6 +33,17 @@ WIDE, NARROW = 760, 340
 
 WORDS: dict[Verdict, str] = {"fits": "Yes", "tight": "Tight", "no": "No"}
 SHOWN_EFFECTS = 12
+
+DECIDED = (
+    "quantization",
+    "optim",
+    "per_device_train_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_every_n_layers",
+    "checkpoint_offload",
+    "loss",
+)
+"""Knobs in which the configurations of one answer differ, beside method and length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,11 @@ class PageAnswer:
     def memory(self) -> str:
         """The memory behind it."""
         return memory_sentence(self.plan)
+
+    @property
+    def evidence(self) -> str | None:
+        """On which measured runs the answer rests."""
+        return self.plan.evidence.words if self.plan.evidence else None
 
     @property
     def figures(self) -> list[Figure]:
@@ -196,21 +213,16 @@ class PageAnswer:
         )
 
     def _query_of(self, candidate: Candidate, gpu: str | None) -> str:
-        """The link that pins what `candidate` decides."""
+        """The link that pins what `candidate` decides, on another card if one is named."""
         config = candidate.config
-        knobs = {
-            "quantization": config.quantization,
-            "optim": config.optim,
-            "per_device_train_batch_size": config.per_device_train_batch_size,
-            "checkpoint_every_n_layers": config.checkpoint_every_n_layers,
-            "checkpoint_offload": config.checkpoint_offload,
-            "gradient_checkpointing": config.gradient_checkpointing,
-            "loss": config.loss,
-        }
+        layout = {"parallel": config.parallel.model_dump(mode="json")} if config.parallel else {}
         if gpu is not None:
-            return self.question.with_fields(gpu=gpu).query
+            numbers = {"num_gpus": config.num_gpus, "num_nodes": config.num_nodes}
+            cards = {name: str(number) if number > 1 else "" for name, number in numbers.items()}
+            return self.question.with_fields(gpu=gpu, **cards).with_settings(layout).query
+        knobs = {name: getattr(config, name) for name in DECIDED}
         fields = {"method": config.method, "max_length": str(config.max_length)}
-        return self.question.with_fields(**fields).with_settings(knobs).query
+        return self.question.with_fields(**fields).with_settings(knobs | layout).query
 
 
 def page_answer(question: PageQuestion, plan: Plan, before: Plan | None) -> PageAnswer:
@@ -230,6 +242,8 @@ def _settings(config: RunConfig) -> Iterator[str]:
     yield f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps}"
     yield checkpoint_words(config)
     yield config.optim
+    if config.parallel is not None:
+        yield layout_words(config)
 
 
 def _effect(effect: Effect) -> tuple[str, str, str]:
