@@ -32,6 +32,7 @@ PLANNER_LAYERS = (
     ("serve",),
     ("commands",),
     ("cli",),
+    ("preflight",),
 )
 
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")

@@ -1,6 +1,7 @@
 """Whose file it is, told by its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from planner.peers.peer import PEERS
@@ -20,23 +21,25 @@ SMALLEST_SHARE = 0.5
 """Of its keys that a format has to know to be the one that is meant."""
 
 
-def recognize(values: Mapping[str, Any]) -> str | None:
+def recognize(values: Mapping[str, Any], formats: Sequence[str] = FORMATS) -> str | None:
     """The format that knows most of the top-level keys; of several, our own, or the one with the fewest keys.
 
     None if the best of them knows less than half.
     """
-    scores = {name: _num_known(name, values) for name in FORMATS}
-    best = max(FORMATS, key=lambda name: (scores[name], name == RUN_FILE, -_size(name)))
+    scores = {name: _num_known(name, values) for name in formats}
+    best = max(formats, key=lambda name: (scores[name], name == RUN_FILE, -_size(name)))
     return best if scores[best] >= SMALLEST_SHARE * len(values) and scores[best] else None
 
 
-def find_format(declared: str | None, values: Mapping[str, Any], path: object) -> str:
+def find_format(declared: str | None, values: Mapping[str, Any], path: Path) -> str:
     """The format that was declared, or that is recognized. Raises ConfigError with the known ones."""
     if declared is not None:
         if declared not in FORMATS:
             raise ConfigError(f"--format is {declared}, which is not described", hint=f"one of: {', '.join(FORMATS)}")
         return declared
-    found = recognize(values)
+    # A run file is YAML.
+    is_json = path.suffix.lower() == ".json"
+    found = recognize(values, tuple(PEERS) if is_json else FORMATS)
     if found is None:
         shown = ", ".join(list(values)[:4])
         raise ConfigError(

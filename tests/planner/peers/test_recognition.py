@@ -32,10 +32,10 @@ def test_the_format_with_the_most_known_keys_is_meant(values, expected):
 
 def test_a_file_of_no_known_format_is_told_what_there_is():
     with pytest.raises(ConfigError, match=r"compose.yaml is in no known format: services are keys of none") as error:
-        find_format(None, {"services": {}}, "compose.yaml")
+        find_format(None, {"services": {}}, Path("compose.yaml"))
     assert "axolotl, llama-factory, trl, unsloth, transformers" in error.value.hint
 
 
 def test_a_declared_format_must_be_known():
     with pytest.raises(ConfigError, match="--format is axolot, which is not described"):
-        find_format("axolot", {"base_model": "m"}, "a.yml")
+        find_format("axolot", {"base_model": "m"}, Path("a.yml"))
