@@ -20,6 +20,7 @@ from calibration.residuals import GROUPINGS, RUNS, Coverage, coverage, now_fitte
 from planner.speed_rates import speed_facts
 from planner.units import format_bytes
 from planner.verdict import Verdict
+from profiles.fitted import fitted
 from profiles.overheads import overheads
 
 HERE = Path(__file__).parent
@@ -51,8 +52,12 @@ made of the others. `below the end` is the share of its runs that stayed below t
 each of the common cards: how many pairs are called `fits`, and how many of those have room for what was measured; the
 same for `no`. Runs that ran out of memory are counted by what is said of them."""
 
-WHY_ABOVE = """`FIT-077` repeats `FIT-067` on a card that was nearly full, where the allocator held 12 % more; nobody
-but SWD measured full fine-tuning in which the optimizer step is the peak; runs of FQ are of two cards."""
+WHY_ABOVE = {
+    "FIT-077": "`FIT-077` repeats `FIT-067` on a card that was nearly full, where the allocator held 12 % more.",
+    "FQ": "Runs of FQ are of two cards.",
+    "SWD": "Nobody but SWD measured full fine-tuning in which the optimizer step is the peak.",
+}
+"""What is known of runs that lie above their range, by their id or by who measured them."""
 
 EDGE = """### At the edge, by simulation
 
@@ -104,21 +109,26 @@ def page() -> str:
         _table(("method", "attention", "runs", "at most above", "measured by"), spreads),
         f"On a card that was not measured {found.unmeasured:.2f} is added, the largest difference between cards.",
         *(_coverage_table(name, lines) for name, lines in held.items()),
-        f"Above the end, with all runs of the same people left out: {', '.join(_last(held).above)}. {WHY_ABOVE}",
+        _above(held["who measured"][-1]),
         *_edge_part(),
         SPEED,
         *_speed_part(),
         *_duel_part(),
         CONSTANTS,
         _constants_table(),
+        _slack_table(),
         UNMEASURED,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _last(held: dict[str, list[Coverage]]) -> Coverage:
-    """All runs, each predicted without those of who measured it."""
-    return held["who measured"][-1]
+def _above(everything: Coverage) -> str:
+    """The runs that lie above a range that was made without those of who measured them."""
+    if not everything.above:
+        return "No run lies above the end, with all runs of the same people left out."
+    known = [why for name, why in WHY_ABOVE.items() if any(run.startswith(name) for run in everything.above)]
+    runs = ", ".join(everything.above)
+    return f"Above the end, with all runs of the same people left out: {runs}. {' '.join(known)}"
 
 
 def _memory_table() -> str:
@@ -215,17 +225,14 @@ def _duel_part() -> list[str]:
 
 def _constants_table() -> str:
     facts, speed = overheads(), speed_facts()
+    slack = ", ".join(f"{one.kind} {one.value:g}" for one in fitted().slack)
     cards = [name for row in facts.context.cards for name in row.names[:1]]
     measured = sum(len(row.gpus) for row in speed.products.measured)
     rows = (
         ("grain and segments of the allocator", "source of torch", "exact"),
         ("cuBLAS workspaces", "source of torch", "exact"),
         ("weights, gradients, states, activations", "counted from the code of the libraries", "see Memory"),
-        (
-            f"slack of the allocator: {facts.slack.typical}, eager {facts.slack.eager}, step {facts.slack.idle}",
-            "published runs",
-            "see The range",
-        ),
+        (f"slack of the allocator: {slack}", "published runs, fitted", "see below"),
         ("range around the prediction", "published runs", "see The range"),
         (f"CUDA context of {', '.join(cards)}", "messages in public", "each from one to a few messages"),
         ("CUDA context of other cards", "messages in public about their generation", "the high end; else unmeasured"),
@@ -245,6 +252,14 @@ def _constants_table() -> str:
         ),
     )
     return _table(("constant", "from", "how well it is known"), rows)
+
+
+def _slack_table() -> str:
+    rows = [
+        (one.kind, f"{one.value:g}", f"{one.spread:g}", f"{one.error:.1%}", f"{one.error_left_out:.1%}", str(one.runs))
+        for one in fitted().slack
+    ]
+    return _table(("slack, where the peak is", "value", "spread", "error of reserved", "left out", "runs"), rows)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

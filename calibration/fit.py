@@ -2,8 +2,8 @@
 
 python -m calibration.fit [--records FILE]... [--write] [--json]
 
-Fitted are the shares of its rates that a card reaches, with the cost of unpacking 4-bit weights, and the CUDA context.
-What there is no measurement of is left as it is, and said.
+Fitted are the shares of its rates that a card reaches, with the cost of unpacking 4-bit weights, what the allocator
+holds beyond what is alive, and the CUDA context. What there is no measurement of is left as it is, and said.
 """
 
 import json
@@ -17,8 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from calibration.fit_slack import fit_slack
 from calibration.fit_speed import NAMES, expectations, fit_efficiencies, left_out_errors
+from calibration.measured_runs import read_runs
 from calibration.measurement import Measurement, read_measurements
+from calibration.residuals import RUNS, predicted_runs
 from calibration.timed_steps import TimedStep, published_steps, recorded_steps
 from planner.units import MIB
 from profiles.errors import FituneError, InputError
@@ -59,7 +62,11 @@ def gather(files: Iterable[Path]) -> Evidence:
 
 def fit(evidence: Evidence) -> Fitted:
     """All that `evidence` tells."""
-    return Fitted(speed=fit_efficiencies(evidence.steps), context=fit_contexts(evidence.measurements))
+    return Fitted(
+        speed=fit_efficiencies(evidence.steps),
+        slack=fit_slack(predicted_runs(read_runs(RUNS))),
+        context=fit_contexts(evidence.measurements),
+    )
 
 
 def fit_contexts(measurements: Mapping[str, Sequence[Measurement]]) -> tuple[MeasuredContext, ...]:
@@ -137,6 +144,10 @@ def as_toml(found: Fitted) -> str:
             constant = getattr(one, name)
             lines.append(f"{name} = {{ value = {constant.value:g}, spread = {constant.spread:g} }}")
         lines += [f"error = {one.error:g}", f"error_left_out = {one.error_left_out:g}", *_named(one.runs, one.records)]
+    for slack in found.slack:
+        lines += ["", "[[slack]]", f'kind = "{slack.kind}"', f"value = {slack.value:g}", f"spread = {slack.spread:g}"]
+        lines += [f"error = {slack.error:g}", f"error_left_out = {slack.error_left_out:g}"]
+        lines += _named(slack.runs, slack.records)
     for card in found.context:
         lines += ["", "[[context]]", f"gpu = {json.dumps(card.gpu)}", f"mib = {card.mib}"]
         lines += [f"least_mib = {card.least_mib}", *_named(card.runs, card.records)]
@@ -182,6 +193,7 @@ def _plain(found: Fitted, lines: Sequence[ErrorLine], said: Sequence[str]) -> di
 def _print(console: Console, found: Fitted, lines: Sequence[ErrorLine], said: Sequence[str]) -> None:
     for one in found.speed:
         console.print(_constants(one))
+    console.print(_slack(found))
     for card in found.context:
         console.print(f"context of {card.gpu}: {card.least_mib} to {card.mib} MiB in {card.runs} runs")
     console.print(_errors(lines))
@@ -198,6 +210,17 @@ def _constants(one: Efficiencies) -> Table:
         table.add_row(name, f"{was.value:.3g}", f"{now.value:.3g}", f"{now.spread:.0%}")
     table.add_row("error", f"{before.error:.1%}", f"{one.error:.1%}", "")
     table.add_row("error, groups left out", f"{before.error_left_out:.1%}", f"{one.error_left_out:.1%}", "")
+    return table
+
+
+def _slack(found: Fitted) -> Table:
+    table = Table("where the peak is", title="Reserved beyond allocated memory, in shares of the activations")
+    for column in ("before", "after", "spread", "error", "left out", "runs"):
+        table.add_column(column, justify="right")
+    for one in found.slack:
+        before = f"{fitted().slack_share(one.kind):.3g}"
+        errors = (f"{one.error:.1%}", f"{one.error_left_out:.1%}", str(one.runs))
+        table.add_row(one.kind, before, f"{one.value:.3g}", f"{one.spread:.2g}", *errors)
     return table
 
 

@@ -3,6 +3,7 @@
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +38,30 @@ class Efficiencies(_Facts):
     records: tuple[str, ...] = Field(description="where the runs stand")
 
 
+AttentionKind = Literal["fused", "eager"]
+"""Whether attention is one kernel, or materializes the scores."""
+
+SlackKind = Literal["fused", "eager", "step"]
+"""Where the peak is: in layers with fused attention, in those that materialize the scores, or in the optimizer step."""
+
+
+class Slack(_Facts):
+    """Reserved less allocated memory at the peak, as a share of the bytes of activations."""
+
+    kind: SlackKind
+    value: float = Field(ge=0)
+    spread: float = Field(ge=0, description="standard deviation of a run, in the same shares")
+    error: float = Field(ge=0, description="median error of the reserved memory, as a share of it")
+    error_left_out: float = Field(ge=0, description="the same, each one who measured left out of the fit")
+    runs: int = Field(gt=0)
+    records: tuple[str, ...] = Field(description="where the runs stand")
+
+
+def slack_kind(at_optimizer_step: bool, attention: AttentionKind) -> SlackKind:
+    """The kind of a step; at its peak in the optimizer the blocks of activations lie idle beside it."""
+    return "step" if at_optimizer_step else attention
+
+
 class MeasuredContext(_Facts):
     """The process less what torch reserved, the most that was measured on a card."""
 
@@ -51,6 +76,7 @@ class Fitted(_Facts):
     """All tables of fitted.toml."""
 
     speed: tuple[Efficiencies, ...]
+    slack: tuple[Slack, ...]
     context: tuple[MeasuredContext, ...] = ()
 
     def efficiencies(self, gpu: str, dtype: str) -> Efficiencies:
@@ -60,6 +86,10 @@ class Fitted(_Facts):
                 if (one.gpu, one.dtype) == wanted:
                     return one
         raise LookupError("fitted.toml has no efficiencies for any card")
+
+    def slack_share(self, kind: SlackKind) -> float:
+        """The share of a kind."""
+        return next(one.value for one in self.slack if one.kind == kind)
 
     def context_mib(self, gpu: str) -> int | None:
         """The most that a context took on the card; None if it was not measured."""

@@ -103,15 +103,6 @@ class Context(_Facts):
         return next(measured, next(covering, self.unknown_mib)) * MIB
 
 
-class Slack(_Facts):
-    """Reserved less allocated memory at the peak, as a share of the bytes of activations."""
-
-    typical: float = Field(ge=0, description="with a fused attention kernel")
-    eager: float = Field(ge=0, description="where the scores are materialized")
-    idle: float = Field(ge=0, description="where the optimizer step is the peak and activations are only cached")
-    source: str
-
-
 class Overheads(_Facts):
     """All tables of `overheads.toml`."""
 
@@ -119,7 +110,6 @@ class Overheads(_Facts):
     cublas_workspace: CublasWorkspace
     carve_out: CarveOut
     context: Context
-    slack: Slack
 
 
 @cache

@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from profiles.fitted import AttentionKind
 from profiles.gpu import GpuProfile
 
 RESIDUALS_FILE = Path(__file__).with_name("residuals.toml")
 
-AttentionKind = Literal["fused", "eager"]
 ANY = "any"
 
 Nearness = Literal["card", "generation", "none"]

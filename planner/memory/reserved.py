@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from planner.step import StepSpec
 from planner.units import MIB
+from profiles.fitted import AttentionKind, fitted, slack_kind
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
-from profiles.residuals import AttentionKind, Residuals, residuals
+from profiles.residuals import Residuals, residuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,12 @@ def process_memory(
     The low end is what no allocator can go below, the tensors alone: when the card is full, torch gives back cached
     blocks and tries again, and a replay of steps at their limit comes within 1 to 5 % of the activations of it. On a
     CPU torch has no caching allocator, so all figures are the allocated bytes.
-    Source and spread: `profiles/overheads.toml`, [slack] and [context], and `profiles/residuals.toml`.
+    Source and spread: `profiles/fitted.toml` (slack), `overheads.toml` (context) and `residuals.toml` (range) there.
     """
     if gpu is None:
         return ProcessMemory(allocated_bytes, allocated_bytes, (allocated_bytes, allocated_bytes))
-    slack = overheads().slack
     kind = attention_kind(step)
-    typical = slack.idle if at_optimizer_step else slack.eager if kind == "eager" else slack.typical
+    typical = fitted().slack_share(slack_kind(at_optimizer_step, kind))
     above = (spreads or residuals()).highest(gpu, method_of_step(step), kind)
     reserved, high = (allocated_bytes + round(share * activation_bytes) for share in (typical, typical + above))
     context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from calibration.fit import Evidence, as_toml, fit, fit_contexts, gather, refusals
 from calibration.fit import main as fit_main
+from calibration.fit_slack import fit_slack
 from calibration.fit_speed import FEWEST, NAMES, fit_efficiencies
 from calibration.grid import grid
+from calibration.measured_runs import read_runs
 from calibration.measurement import Attempt, Expected, Measurement
+from calibration.residuals import RUNS, predicted_runs
 from calibration.timed_steps import TimedStep, published_steps, recorded_steps
 from planner.memory.estimate import estimate
 from planner.run_record import Measured, Prediction
@@ -170,3 +173,24 @@ def test_the_command_prints_before_and_after_and_refuses_a_missing_file(tmp_path
 
 def test_evidence_is_what_was_given():
     assert gather([]) == Evidence(tuple(PUBLISHED), {})
+
+
+def test_the_slack_of_the_shipped_file_is_the_middle_of_the_runs():
+    now = fit(gather([])).slack
+    assert [one.kind for one in now] == [one.kind for one in fitted().slack]
+    for one, shipped in zip(now, fitted().slack, strict=True):
+        assert one.value == pytest.approx(shipped.value, abs=0.02), "run `python -m calibration.fit --write`"
+
+
+def test_one_odd_run_does_not_move_the_slack():
+    runs = predicted_runs(read_runs(RUNS))
+    odd = next(one for one in runs if one.run.id == "FIT-067")
+    absurd = replace(odd, run=odd.run.model_copy(update={"reserved_mib": 10 * odd.run.reserved_mib}))
+    usual, moved = ({one.kind: one.value for one in fit_slack(found)} for found in (runs, [*runs, absurd]))
+    assert moved["fused"] == pytest.approx(usual["fused"], abs=0.02)
+
+
+def test_the_slack_says_how_far_it_is_off_for_who_was_left_out():
+    for one in fit_slack(predicted_runs(read_runs(RUNS))):
+        assert one.error_left_out >= 0.9 * one.error > 0
+        assert one.records

@@ -1,0 +1,57 @@
+"""What torch's allocator holds beyond what is alive at the peak, in shares of the activations: from measured runs."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from calibration.residuals import Predicted
+from profiles.fitted import Slack, SlackKind, slack_kind
+
+USUAL = 0.6745
+"""Half of a normal distribution lies within so many of its deviations from its middle."""
+
+DIGITS = 3
+
+
+def fit_slack(runs: Sequence[Predicted]) -> tuple[Slack, ...]:
+    """The middle of each kind, of the runs on one card that publish reserved memory. A few odd ones do not move it."""
+    used = [one for one in runs if one.run.num_gpus == 1 and one.run.reserved_bytes]
+    kinds = sorted({_kind(one) for one in used})
+    return tuple(_fitted(kind, [one for one in used if _kind(one) == kind]) for kind in kinds)
+
+
+def _fitted(kind: SlackKind, runs: Sequence[Predicted]) -> Slack:
+    shares = [_share(one) for one in runs]
+    middle = median(shares)
+    return Slack(
+        kind=kind,
+        value=round(max(0.0, middle), DIGITS),
+        spread=round(median(abs(share - middle) for share in shares) / USUAL, DIGITS),
+        error=round(median(abs(_error(one, middle)) for one in runs), DIGITS),
+        error_left_out=round(_left_out(runs, middle), DIGITS),
+        runs=len(runs),
+        records=tuple(f"runs.csv: {harness}" for harness in sorted({one.run.harness for one in runs})),
+    )
+
+
+def _left_out(runs: Sequence[Predicted], of_all: float) -> float:
+    """The median error of reserved memory where each one who measured is left out; of all, where there is but one."""
+    errors = []
+    for one in runs:
+        others = [_share(other) for other in runs if other.run.harness != one.run.harness]
+        errors.append(abs(_error(one, median(others) if others else of_all)))
+    return median(errors)
+
+
+def _kind(one: Predicted) -> SlackKind:
+    return slack_kind(one.memory.binding_phase == "step", one.attention)
+
+
+def _share(one: Predicted) -> float:
+    """Reserved less allocated memory, as measured where that was published, over the activations."""
+    allocated = one.run.allocated_bytes or one.memory.allocated_bytes
+    return ((one.run.reserved_bytes or 0) - allocated) / one.memory.activation_bytes
+
+
+def _error(one: Predicted, share: float) -> float:
+    """Of the reserved memory that comes out with `share`."""
+    return (one.memory.allocated_bytes + share * one.memory.activation_bytes) / (one.run.reserved_bytes or 1) - 1
