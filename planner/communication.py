@@ -38,7 +38,7 @@ def communicate(model: ModelProfile, step: StepSpec, links: Links) -> Communicat
     sharding = step.sharding
     if sharding is None:
         return Communication()
-    arch, alone = network(model, step.objective), at_work(step)
+    arch, alone = network(model, step.objective, sharding.tensor_parallel_size), at_work(step)
     weights = base_weight_bytes(arch, alone) + quantized_weight_bytes(arch, alone) + adapter_bytes(arch, alone)
     gradients = gradient_bytes(arch, alone)
     once = _one_way(sharding, sharding.num_shards, links)

@@ -29,6 +29,7 @@ PLANNER_LAYERS = (
     ("settings", "question", "subject", "verbs", "fact_verbs"),
     ("peers",),
     ("report",),
+    ("scale_study",),
     ("serve",),
     ("commands",),
     ("cli",),

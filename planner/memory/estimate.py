@@ -85,7 +85,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     The measured error is in `calibration/ERRORS.md`.
     """
     _refuse_undescribed(step.adapter)
-    arch = network(model, step.objective)
+    arch = network(model, step.objective, step.sharding.tensor_parallel_size if step.sharding else 1)
     static = _static(arch, step, gpu)
     always = sum(static.values())
     moments = _moments(arch, step)

@@ -125,11 +125,17 @@ def trainable_split(step: StepSpec, shards: int) -> Split:
 def adapter_weights(architecture: Architecture, adapter: Adapter) -> tuple[Weights, ...]:
     """The two matrices of each adapted module."""
     return tuple(
-        Weights(shape, count)
+        replace(matrix, count=count)
         for linear, count in architecture.linears()
-        if linear.name in adapter.targets
-        for shape in ((adapter.r, linear.in_features), (linear.out_features, adapter.r))
+        for matrix in adapter_matrices(linear, adapter)
     )
+
+
+def adapter_matrices(linear: Linear, adapter: Adapter) -> tuple[Weights, ...]:
+    """The two matrices of one module; none if it is not adapted."""
+    if linear.name not in adapter.targets:
+        return ()
+    return Weights((adapter.r, linear.in_features), 1), Weights((linear.out_features, adapter.r), 1)
 
 
 @lru_cache(maxsize=256)

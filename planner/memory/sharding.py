@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.parameters import (
+    Weights,
     adapter_bytes,
+    adapter_matrices,
     base_weight_bytes,
     block_weights,
     gradient_bytes,
     packed_kinds,
     packed_layer_bytes,
     quantized_weight_bytes,
+    split_of,
     trainable_itemsize,
     trainable_weights,
 )
@@ -53,7 +56,8 @@ class Engine:
     """How one card of several goes through a step; sizes in bytes.
 
     `embedding` and `tail` are the gathered units of the two ends. `kept_share` is the part of a reduced gradient that
-    stays on the card. All is nothing on one card.
+    stays on the card. All is nothing on one card. Where both ends share their weights (`tied`), FSDP2 has them in one
+    unit from the start to the end, with their gradient.
     """
 
     sharding: Sharding | None = None
@@ -63,6 +67,7 @@ class Engine:
     kept_share: float = 1.0
     retains_inputs: bool = False
     prefetches: bool = True
+    tied: bool = False
 
     def in_forward(self, unit: int, before: int) -> int:
         """Gathered weights in the forward pass of a layer of `unit` bytes, behind layers of `before` bytes.
@@ -76,13 +81,21 @@ class Engine:
             case "fsdp1":
                 return self.embedding + self.tail + unit
             case "fsdp":
-                return 2 * unit + (0 if self._reshards else before)
+                return 2 * unit + self._ends + (0 if self._reshards else before)
             case "zero3":
                 return min(self.embedding + before + unit, self.reusable + unit)
         return 0
 
-    def in_loss(self, layers: int, forward: bool) -> int:
-        """Gathered weights at the loss; `layers` are the bytes of all layers.
+    def before_forward(self, unit: int, before: int) -> int:
+        """Gathered weights just before a layer's forward pass.
+
+        While FSDP2 copies a unit out of its buffer, that of the unit before is still there, in a local variable of
+        wait_for_unshard (torch 2.13; found in traces).
+        """
+        return self.in_forward(unit, before) + (unit if self._gathers == "fsdp" else 0)
+
+    def in_loss(self, layers: int, last: int, forward: bool) -> int:
+        """Gathered weights at the loss; `layers` are the bytes of all layers, `last` those of the last one.
 
         FSDP2 lets the buffer of the last all-gather go at the end of the model's forward pass, behind the loss
         (torch 2.13 `_fsdp_state.py` _post_forward).
@@ -91,7 +104,8 @@ class Engine:
             case "fsdp1":
                 return self.embedding + self.tail
             case "fsdp":
-                return (2 if forward else 1) * self.tail + (0 if self._reshards else layers)
+                buffer = (last if self.tied else self.tail) if forward else 0
+                return self.tail + buffer + (0 if self._reshards else layers + self.embedding)
             case "zero3":
                 return min(layers + self.tail, self.reusable + self.tail)
         return 0
@@ -107,18 +121,35 @@ class Engine:
             case "fsdp1":
                 return self.embedding + self.tail + unit + ahead
             case "fsdp":
-                return unit + (ahead if self._reshards else to_come) + reduced
+                return unit + self._ends + (ahead if self._reshards else to_come) + reduced
             case "zero3":
                 return min(to_come + unit, self.reusable + unit)
         return 0
 
-    def kept(self, gradients: int) -> int:
-        """Bytes that a card keeps of `gradients` once they are reduced."""
-        return round(gradients * self.kept_share)
+    def at_embedding(self, reduced: int) -> int:
+        """Gathered weights at the end of the backward pass."""
+        match self._gathers:
+            case "fsdp1":
+                return self.embedding + self.tail
+            case "fsdp":
+                return (self.tail if self.tied else self.embedding) + reduced
+            case "zero3":
+                return self.embedding or self.tail
+        return 0
+
+    def kept(self, gradients: int, *, of_tail: bool = False) -> int:
+        """Bytes that a card keeps of `gradients` once they are reduced; those of a tied tail are so at the end only."""
+        waits = of_tail and self.tied and self._gathers == "fsdp"
+        return gradients if waits else round(gradients * self.kept_share)
 
     @property
     def _gathers(self) -> str | None:
         return self.sharding.engine if self.sharding and self.sharding.weight_shards > 1 else None
+
+    @property
+    def _ends(self) -> int:
+        """What FSDP2 keeps of the two ends while layers are at work."""
+        return self.tail if self.tied else 0 if self._reshards else self.embedding
 
     @property
     def _reshards(self) -> bool:
@@ -154,29 +185,51 @@ def engine_of(architecture: Architecture, step: StepSpec) -> Engine:
         embedding=tables,
         tail=tail,
         reusable=LIVE_PARAMETERS * size,
+        tied=architecture.tied,
         kept_share=0.0 if sharding.gradients_on_host else kept / gradient_bytes(architecture, at_work(step)),
         retains_inputs=sharding.is_fsdp1 and step.adapter is not None and step.checkpointing,
         prefetches=not (sharding.is_fsdp1 and step.adapter and not sharding.replicates_adapter),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LayerUnit:
+    """Bytes of the weights of one layer as they are gathered, and of its gradients as they are reduced."""
+
+    gathered: int = 0
+    reduced: int = 0
+
+
 @lru_cache(maxsize=4096)
-def layer_unit_bytes(block: Block, architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of the weights of one layer of `block` as they are gathered, adapters included; 0 if each card has them."""
+def layer_unit(block: Block, architecture: Architecture, step: StepSpec) -> LayerUnit:
+    """One layer of `block`, adapters included; nothing if each card has all weights."""
     if step.weight_shards == 1:
-        return 0
+        return LayerUnit()
     worked, packed = at_work(step), packed_kinds(step)
     size = DTYPE_BYTES[worked.base_dtype]
-    plain = sum(weights.num_bytes(size) for weights in block_weights(block, architecture) if weights.kind not in packed)
-    adapter = worked.adapter
-    if adapter is None or (step.sharding and step.sharding.replicates_adapter):
-        return plain + packed_layer_bytes(block, architecture, step)
-    learns = sum(
-        rounded(adapter.r * (linear.in_features + linear.out_features) * DTYPE_BYTES[adapter.dtype])
-        for linear in block.linears
-        if linear.name in adapter.targets
+    base = packed_layer_bytes(block, architecture, step) + sum(
+        _gathered_bytes(weights, size, step)
+        for weights in block_weights(block, architecture)
+        if weights.elements and weights.kind not in packed
     )
-    return plain + packed_layer_bytes(block, architecture, step) + learns
+    adapter = worked.adapter
+    if adapter is None:
+        return LayerUnit(base, base)
+    if step.sharding and step.sharding.replicates_adapter:
+        return LayerUnit(base, 0)
+    matrices = (matrix for linear in block.linears for matrix in adapter_matrices(linear, adapter))
+    learns = sum(_gathered_bytes(matrix, DTYPE_BYTES[adapter.dtype], step) for matrix in matrices)
+    return LayerUnit(base + learns, learns)
+
+
+def _gathered_bytes(weights: Weights, itemsize: int, step: StepSpec) -> int:
+    """Bytes of a weight once it is gathered. FSDP2 pads the rows to a multiple of the cards, which makes an adapter of
+    few rows, or a stack of few experts, many times its size on many cards (torch 2.13 `_fsdp_param.py`
+    _init_sharded_param: the padded first chunk is that of all).
+    """
+    split = split_of(step, step.weight_shards)
+    padded = weights.share(split).elements * split.parts if split.by_rows else weights.elements
+    return weights.count * rounded(padded * itemsize)
 
 
 def bucket_bytes(architecture: Architecture, step: StepSpec) -> int:

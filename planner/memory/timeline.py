@@ -9,7 +9,7 @@ from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, l
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
-from planner.memory.sharding import Engine, at_work, engine_of, layer_unit_bytes
+from planner.memory.sharding import Engine, at_work, engine_of, layer_unit
 from planner.memory.tape import Moment, rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
@@ -24,7 +24,8 @@ class LayerGroup:
     """`count` layers that are alike.
 
     `carried` are bytes of a gradient that adds up over the backward passes of all of them: that of an encoder's output.
-    `unit` are bytes of the weights of one layer where cards share them out and gather them to work on.
+    `unit` are bytes of the weights of one layer where cards share them out and gather them to work on, `reduced` those
+    of its gradients while they are reduced.
     """
 
     memory: LayerMemory
@@ -33,6 +34,7 @@ class LayerGroup:
     offloaded: bool
     carried: int = 0
     unit: int = 0
+    reduced: int = 0
 
     @property
     def stored(self) -> int:
@@ -112,14 +114,14 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, worked)), groups[-1].memory.output_itemsize)
     units = sum(group.unit * group.count for group in groups)
-    first, then = (engine.in_loss(units, forward) for forward in (True, False))
+    first, then = (engine.in_loss(units, groups[-1].unit, forward) for forward in (True, False))
     return Timeline(
         forward=_forward(groups, embedding, engine),
         loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
         backward=_backward(
-            groups, stored, loss, _embedding_peak(architecture, worked, engine), not step.gradients_persist, engine
+            groups, stored, loss, _embedding_peak(architecture, worked), not step.gradients_persist, engine
         ),
     )
 
@@ -138,7 +140,7 @@ def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     ]
     stream = groups[-1].memory.output_itemsize
     inference = _loss_memory(architecture, _loss_key(_last_step(architecture, at_work(step))), stream).inference
-    gathered = engine.in_loss(sum(group.unit * group.count for group in groups), forward=True)
+    gathered = engine.in_loss(sum(group.unit * group.count for group in groups), groups[-1].unit, forward=True)
     loss = Peak("loss", inference, working=inference.bytes, gathered=gathered)
     return max(*layers, loss, key=lambda peak: peak.bytes)
 
@@ -176,8 +178,8 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
             memory = layer_memory(block, key, width, stream, input_gradients)
             input_gradients = True
             offloaded = checkpointed and step.checkpoint_offload
-            unit = layer_unit_bytes(block, architecture, sharded)
-            yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit)
+            unit = layer_unit(block, architecture, sharded)
+            yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit.gathered, unit.reduced)
             stream = memory.output_itemsize
 
 
@@ -210,6 +212,9 @@ def _forward(groups: tuple[LayerGroup, ...], embedding: EmbeddingMemory, engine:
         units += group.unit * (group.count - 1)
         gathered = engine.in_forward(group.unit, units)
         peaks.append(Peak("layer", group.forward, stored, group.forward.bytes, copies=copies, gathered=gathered))
+        entering = Moment(group.memory.input_bytes, "gathering of the weights", ())
+        gathered = engine.before_forward(group.unit, units)
+        peaks.append(Peak("layer", entering, stored, entering.bytes, copies=copies, gathered=gathered))
         stored += group.stored
         copies += group.cached
         units += group.unit
@@ -227,7 +232,7 @@ def _backward(
     out shrink as soon as a layer is done.
     """
     peaks = []
-    gradients = engine.kept(loss.parameter_gradient_bytes) * keeps
+    gradients = engine.kept(loss.parameter_gradient_bytes, of_tail=True) * keeps
     to_come, passed = sum(group.unit * group.count for group in groups), 0
     reduced = loss.parameter_gradient_bytes
     for group in reversed(groups):
@@ -236,15 +241,18 @@ def _backward(
         working = group.backward.bytes - own + loss.kept_bytes + group.carried
         for done in (0, group.count - 1):
             before = stored - group.stored * (done + 1) + _retained(group, passed, done, engine)
-            gathered = engine.in_backward(group.unit, to_come - group.unit * (done + 1), own if done else reduced)
+            gathered = engine.in_backward(
+                group.unit, to_come - group.unit * (done + 1), group.reduced if done else reduced
+            )
             peaks.append(
                 Peak("layer", group.backward, before, working, gradients + kept * done + own, gathered=gathered)
             )
         stored -= group.stored * group.count
         to_come -= group.unit * group.count
         gradients += kept * group.count
-        passed, reduced = passed + group.count, own
-    peaks.append(replace(embedding, gradients=embedding.gradients + gradients))
+        passed, reduced = passed + group.count, group.reduced
+    gathered = engine.at_embedding(reduced)
+    peaks.append(replace(embedding, gradients=embedding.gradients + gradients, gathered=gathered))
     return max(peaks, key=lambda peak: peak.bytes)
 
 
@@ -256,21 +264,20 @@ def _retained(group: LayerGroup, passed: int, done: int, engine: Engine) -> int:
     return layers * group.stored + max(0, layers - 1) * group.memory.input_bytes
 
 
-def _embedding_peak(architecture: Architecture, step: StepSpec, engine: Engine) -> Peak:
+def _embedding_peak(architecture: Architecture, step: StepSpec) -> Peak:
     """The end of the backward pass: the embedding's gradient, on top of the head's where both share their weights.
 
     Where gradients are not added in place, their sum is a third.
     """
     stream = rounded(step.num_tokens * architecture.embeddings[0].columns * DTYPE_BYTES[step.base_dtype])
     moment = Moment(stream, "gradient of the embedding", ())
-    gathered = engine.in_backward(engine.embedding or engine.tail, 0, 0)
     if step.adapter:
-        return Peak("embedding", moment, working=stream, gathered=gathered)
+        return Peak("embedding", moment, working=stream)
     itemsize = trainable_itemsize(step)
     tables = sum(rounded(table.num_parameters * itemsize) for table in architecture.embeddings)
     if architecture.tied and step.device == "cpu":
         tables += rounded(architecture.embeddings[0].num_parameters * itemsize)
-    return Peak("embedding", moment, working=stream, gradients=tables, gathered=gathered)
+    return Peak("embedding", moment, working=stream, gradients=tables)
 
 
 @dataclass(frozen=True, slots=True)
