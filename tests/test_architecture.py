@@ -16,7 +16,16 @@ PACKAGES = ("profiles", "planner", "trainer", "calibration")
 # The same for the modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
     ("units", "version"),
-    ("chat_template", "knob_sections", "parallel_knobs", "run_config", "run_file", "run_record", "run_store"),
+    (
+        "chat_template",
+        "knob_sections",
+        "parallel_knobs",
+        "run_config",
+        "run_file",
+        "run_record",
+        "run_store",
+        "engine_files",
+    ),
     ("step", "network", "hardware", "cluster", "adapter_cost", "resolve"),
     ("memory", "verdict"),
     ("picture",),

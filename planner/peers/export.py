@@ -12,6 +12,7 @@ import yaml
 from planner.peers import script
 from planner.peers.data import DATA_KEYS, data_source
 from planner.peers.peer import PEERS, writable_peers
+from planner.peers.several_cards import SeveralCards, several_cards
 from planner.peers.trl import COMMANDS
 from planner.run_config import RunConfig
 from profiles.errors import ConfigError
@@ -64,25 +65,25 @@ def export_run(config: RunConfig, target: str, output: Path) -> Export:
     """
     if target not in targets():
         raise ConfigError(f"--to is {target}, which is not written", hint=f"one of: {', '.join(targets())}")
-    if config.world_size > 1:
-        raise ConfigError(
-            f"the run is for {config.world_size} cards, and exports are for one",
-            hint="`fitune launch` starts it as it is; or export a plan for one card",
-        )
     if (error := script.refusal(config) if target == SCRIPT else PEERS[target].refusal(config)) is not None:
         raise error
     main = output if output.suffix else output / NAMES[target]
     remarks = tuple(_remarks(config, target))
-    header = _header(config, target, main, remarks)
+    cards = several_cards(config, target, main.parent)
+    command = _command(config, target, main, cards)
+    header = _header(config, target, command, remarks)
     if target == SCRIPT:
         text = script.write_script(config, data_source(config), header + "\n")
-        return Export({main: text}, f"python {main}", remarks)
+        return Export({main: text, **_beside(main, cards.companions)}, command, remarks)
     data = DATA_KEYS[target](data_source(config), main.parent)
-    keys = sections_of(PEERS[target].write(config) | data.keys, PEERS[target].sections)
+    keys = sections_of(PEERS[target].write(config) | cards.keys | data.keys, PEERS[target].sections)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
     text = comment + yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=120)
-    companions = {main.parent / name: content for name, content in data.companions.items()}
-    return Export({main: text, **companions}, _command(config, target, main), remarks)
+    return Export({main: text, **_beside(main, data.companions | cards.companions)}, command, remarks)
+
+
+def _beside(main: Path, companions: dict[str, str]) -> dict[Path, str]:
+    return {main.parent / name: content for name, content in companions.items()}
 
 
 def write_export(export: Export, *, force: bool = False) -> None:
@@ -100,27 +101,27 @@ def write_export(export: Export, *, force: bool = False) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _header(config: RunConfig, target: str, main: Path, remarks: tuple[str, ...]) -> str:
+def _header(config: RunConfig, target: str, command: str, remarks: tuple[str, ...]) -> str:
     written_for = LIBRARIES if target == SCRIPT else f"{PEERS[target].keys.format} {PEERS[target].keys.version}"
     today = date.today().isoformat()
     lines = [
         f"{config.model} on {config.gpu or 'a CPU'}, written by fitune on {today}",
         f"For {written_for}.",
-        f"Start: {_command(config, target, main)}",
+        f"Start: {command}",
         *(f"Left out: {remark}" for remark in remarks),
     ]
     return "\n".join(lines)
 
 
-def _command(config: RunConfig, target: str, main: Path) -> str:
+def _command(config: RunConfig, target: str, main: Path, cards: SeveralCards) -> str:
     commands = {
         "axolotl": f"axolotl train {main}",
         "llama-factory": f"llamafactory-cli train {main}",
         "trl": f"trl {COMMANDS.get(config.objective, '')} --config {main}",
         "unsloth": f"unsloth train -c {main}",
-        SCRIPT: f"python {main}",
+        SCRIPT: str(main) if cards.before else f"python {main}",
     }
-    return commands[target]
+    return f"{cards.before}{commands[target]}{cards.after}"
 
 
 def _remarks(config: RunConfig, target: str) -> Iterator[str]:

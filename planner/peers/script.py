@@ -66,6 +66,7 @@ def _imports(config: RunConfig, source: DataSource) -> str:
     classes += ["BitsAndBytesConfig"] if config.quantization else []
     classes += ["Trainer"] if _full_logits(config) else []
     lines = ["import copy"] if _copies_reference(config) else []
+    lines += ["import os"] if config.num_gpus > 1 and config.gpu is not None else []
     lines += ["from pathlib import Path", "", "import torch", "from datasets import load_dataset"]
     if config.method != "full":
         lines.append("from peft import get_peft_config, get_peft_model" if config.peft else PEFT_IMPORT)
@@ -93,9 +94,16 @@ def _constants(config: RunConfig, source: DataSource) -> str:
         f"DATA = {_code(source.path)}",
         f"OUTPUT = Path({_code(config.output_dir)})",
         f"HELD_OUT = {config.data.eval_fraction}  # share of the rows to evaluate on",
-        f"DEVICE = {_code('cpu' if config.gpu is None else 'cuda')}",
+        _device(config),
     ]
     return "\n".join(lines) + (_chat_template() if source.in_turns else "")
+
+
+def _device(config: RunConfig) -> str:
+    """Where the model is loaded; of several cards each process has the one of its number."""
+    if config.gpu is None:
+        return 'DEVICE = "cpu"'
+    return 'DEVICE = int(os.environ.get("LOCAL_RANK", 0))' if config.num_gpus > 1 else 'DEVICE = "cuda"'
 
 
 def _chat_template() -> str:

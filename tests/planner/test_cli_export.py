@@ -117,7 +117,8 @@ def test_what_is_left_out_is_told(folder, capsys):
         ("unsloth", "messages", ["optim=sgd"], "optim is sgd, which Unsloth's command line cannot say"),
         ("trl", "messages", ["dtype=float16", "mixed_precision=fp16"], "stops at the first step in TRL 1.16"),
         ("trl", "preference", ["objective=orpo", "loss=full"], "for which TRL 1.16 has no command"),
-        ("trl", "messages", ["num_gpus=2"], "the run is for 2 cards, and exports are for one"),
+        ("trl", "messages", ["num_gpus=8", "num_nodes=2"], "the run is for 2 machines, and exports are for one"),
+        ("unsloth", "messages", ["num_gpus=2"], "parallel.strategy is ddp, which is not written for unsloth"),
         ("trl", "gone", [], "how the rows of gone.jsonl read cannot be seen from here"),
     ],
 )
@@ -141,3 +142,27 @@ def test_a_model_without_a_chat_template_gets_one(folder, capsys):
     assert export(target="trl") == 0
     assert yaml.safe_load(Path("out/trl.yaml").read_text())["chat_template_path"] == "out/chat_template.jinja"
     assert "{% generation %}" in Path("out/chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "start", "companions"),
+    [
+        ("trl", "trl sft --config out/trl.yaml --accelerate_config out/accelerate.yaml", ["out/accelerate.yaml"]),
+        ("script", "accelerate launch --config_file out/accelerate.yaml out/train.py", ["out/accelerate.yaml"]),
+        ("axolotl", "axolotl train out/axolotl.yaml --num-processes 4", []),
+        ("llama-factory", "FORCE_TORCHRUN=1 NPROC_PER_NODE=4 llamafactory-cli train out/llama_factory.yaml", []),
+    ],
+)
+def test_several_cards_have_their_files_and_their_start(folder, capsys, target, start, companions):
+    capsys.readouterr()
+    assert export("--set", "num_gpus=4", target=target) == 0
+    shown = capsys.readouterr()
+    assert f"Next: {start}" in shown.err
+    assert [path for path in companions if path not in shown.out.splitlines()] == []
+
+
+def test_deepspeed_has_a_file_of_its_own(folder):
+    settings = ["num_gpus=4", "parallel.strategy=zero2", "optim=adamw_torch_fused"]
+    assert export(*(part for one in settings for part in ("--set", one))) == 0
+    assert yaml.safe_load(Path("out/axolotl.yaml").read_text())["deepspeed"] == "out/deepspeed.json"
+    assert json.loads(Path("out/deepspeed.json").read_text())["zero_optimization"]["stage"] == 2

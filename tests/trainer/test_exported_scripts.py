@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -87,13 +88,17 @@ def test_a_script_has_the_losses_of_a_launch(name, tiny_config, train, rows, tmp
 
 
 @pytest.mark.parametrize(
-    ("objective", "kind"), [("sft", None), ("dpo", "preference")], ids=["sft of messages", "dpo of pairs"]
+    ("knobs", "kind"),
+    [({"num_gpus": 2}, "messages"), ({"objective": "dpo", "method": "qlora", "quantization": "nf4"}, "preference")],
+    ids=["sft of messages in two processes", "dpo of pairs on a quantized base"],
 )
-def test_a_file_for_trl_runs_to_the_end(objective, kind, tiny_config, rows, tmp_path):
-    knobs = {"data": DataKnobs(path=str(rows(kind)))} if kind else {}
-    config = tiny_config(objective=objective, method="qlora", quantization="nf4", save_steps=3, **knobs)
-    file = export(config, "trl", tmp_path)
-    command = [str(Path(sys.executable).with_name("trl")), objective, "--config", str(file)]
+def test_a_file_for_trl_runs_to_the_end(knobs, kind, tiny_config, rows, tmp_path):
+    data = {} if kind == "messages" else {"data": DataKnobs(path=str(rows(kind)))}
+    config = tiny_config(save_steps=3, **knobs, **data)
+    made = export_run(config, "trl", tmp_path)
+    write_export(made)
+    command = shlex.split(made.command)
+    command[0] = str(Path(sys.executable).with_name("trl"))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
