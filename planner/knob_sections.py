@@ -46,7 +46,8 @@ class LoraKnobs(Knobs):
     lora_alpha: PositiveInt = Field(32, description="Scale of the adapter's output, over r.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="Share of the adapter's input that is dropped in training; any costs a mask a layer.",
+        description="Share of the adapter's input that is dropped in training; any costs a mask a layer. "
+        "Without effect with other objectives than sft, which drop nothing.",
     )
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear",

@@ -11,14 +11,24 @@ from profiles.model import ModelProfile
 
 
 def network(model: ModelProfile, objective: Objective, tensor_parallel_size: int = 1) -> Architecture:
-    """The parts of `model` as `objective` trains them; a reward model has a head of one score instead of words.
+    """The parts of `model` as `objective` trains them.
+
+    A reward model has a head of one score instead of words. TRL's trainers of preferences drop nothing out
+    (disable_dropout, on in each of them).
 
     Of cards that split each product, one has its share of the attention heads and of the width of the MLP, and whole
     norms, embedding and head; the head is split as well, but its logits are gathered (Transformers 5.23,
     `base_model_tp_plan` of Llama). Raises UnsupportedError for heads that the cards cannot share.
     """
     parts = architecture(model if tensor_parallel_size == 1 else _split(model, tensor_parallel_size))
-    return _with_score(parts) if objective == "reward" else parts
+    if objective == "sft":
+        return parts
+    return _with_score(_without_dropout(parts)) if objective == "reward" else _without_dropout(parts)
+
+
+@lru_cache(maxsize=256)
+def _without_dropout(parts: Architecture) -> Architecture:
+    return replace(parts, blocks=tuple(replace(block, dropout=()) for block in parts.blocks))
 
 
 @lru_cache(maxsize=256)

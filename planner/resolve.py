@@ -4,10 +4,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from planner.adapter_cost import adapter_in_options
+from planner.network import network
 from planner.run_config import AUTOCAST, PAIRED, REFERRING, LoraKnobs, Objective, RunConfig
 from planner.step import Adapter, AttentionKernel, Reference, Sharding, StepLoss, StepSpec
 from profiles.architecture import Architecture
-from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
@@ -26,7 +26,7 @@ def resolve_step(
     """
     traits = traits_of(trainer)
     _check_objective(config, model, traits)
-    return step_of_network(config, architecture(model), model.is_encoder_decoder, gpu, traits)
+    return step_of_network(config, network(model, config.objective), model.is_encoder_decoder, gpu, traits)
 
 
 def step_of_network(
@@ -202,7 +202,9 @@ def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> A
     if config.lora is None:
         return None
     options = config.lora.model_dump() | {"target_modules": target_modules(config.lora, arch)}
-    return adapter_in_options("LORA", options, dtype, _linear_names(arch))
+    adapter = adapter_in_options("LORA", options, dtype, _linear_names(arch))
+    # TRL's trainers of preferences switch all dropout off.
+    return adapter if config.objective == "sft" else replace(adapter, dropout=0.0)
 
 
 def target_modules(lora: LoraKnobs, arch: Architecture) -> tuple[str, ...]:

@@ -48,6 +48,16 @@ def test_the_peak_of_the_trainers_own_step_is_predicted(row, method):
     assert found.predicted_bytes == pytest.approx(found.measured_bytes, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("row", ["dpo", "orpo", "reward"])
+def test_preferences_drop_nothing_out_and_need_no_masks(row, tmp_path):
+    from planner.run_config import LoraKnobs
+    from tests.trainer.objective_runs import run_config, train
+
+    knobs = {"gradient_checkpointing": False, "max_steps": 1, "output_dir": str(tmp_path)}
+    found = train(run_config(row, "qlora nf4", lora=LoraKnobs(r=8, lora_dropout=0.1), **knobs))
+    assert found.predicted_bytes == pytest.approx(found.measured_bytes, rel=TOLERANCE)
+
+
 @cache
 def cells():
     """What the table in trainer/README.md says of each objective and method."""
