@@ -4,6 +4,9 @@ from calibration.device_memory import DeviceMemory
 from calibration.memory_blocks import Block, BlockPool
 from profiles.overheads import overheads
 
+_TOP = 1 << 60
+"""Above all addresses that are ever taken."""
+
 
 class CudaSegments:
     """Segments from cudaMalloc, which grow by whole segments and shrink by those that are free as a whole.
@@ -15,7 +18,8 @@ class CudaSegments:
         self._device = device
         self._max_split_size = max_split_size
         self._facts = overheads().allocator
-        self._next_address = 0
+        self._bottom = 0
+        self._top = _TOP
 
     def find(self, pool: BlockPool, size: int) -> Block | None:
         """The smallest free block for `size` bytes, where it may be used for them (get_free_block)."""
@@ -32,11 +36,21 @@ class CudaSegments:
         num_bytes = self._segment_bytes(pool, size)
         if not self._device.take(num_bytes):
             return None
-        # Addresses only break ties between blocks of one size. The driver's are its own secret; here they ascend.
-        block = Block(self._next_address, num_bytes, pool)
+        block = Block(self._address(num_bytes), num_bytes, pool)
         pool.add(block)
-        self._next_address = block.end
         return block
+
+    def _address(self, num_bytes: int) -> int:
+        """The address of a new segment, which only breaks ties between blocks of one size.
+
+        The driver does not say how it chooses. In the runs of FIT on a T4 without quantization, all seven reserve to
+        the MiB what is simulated if segments of their own size fall from above; if they rise, one is 9 % off.
+        """
+        if num_bytes not in (self._facts.small_segment_bytes, self._facts.large_segment_bytes):
+            self._top -= num_bytes
+            return self._top
+        self._bottom += num_bytes
+        return self._bottom - num_bytes
 
     def splits(self, block: Block, size: int) -> bool:
         """Whether what `size` bytes leave of the block serves other requests (should_split)."""

@@ -1,8 +1,14 @@
 """What bitsandbytes' CUDA kernels allocate, on fake tensors (bitsandbytes 0.50 `backends/cuda/ops.py`)."""
 
-import torch
+import contextlib
+from collections.abc import Iterator
+from unittest.mock import patch
 
-from calibration.recorder import Kernel
+import torch
+from bitsandbytes.optim.optimizer import Optimizer8bit
+
+from calibration.recorder import Kernel, Recorder
+from profiles.optimizer import OptimizerProfile
 
 bitsandbytes = torch.ops.bitsandbytes
 
@@ -55,6 +61,26 @@ def int8_mixed_scaled_mm(
     sums = torch.empty((rows.shape[0], weight.shape[0]), dtype=torch.int32)
     result = torch.empty_like(sums, dtype=torch.float16)
     return result.to(x.dtype), none
+
+
+@contextlib.contextmanager
+def paged_states(optimizer: OptimizerProfile, recorder: Recorder) -> Iterator[None]:
+    """Let large states of a paged optimizer be in managed memory, of which the allocator knows nothing.
+
+    The driver has them on the card while there is room, and in main memory where there is not (`cudaMallocManaged`).
+    """
+    makes = Optimizer8bit.get_state_buffer
+
+    def make(self: Optimizer8bit, parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        if not optimizer.is_paged(parameter.numel()):
+            return makes(self, parameter, dtype)
+        with recorder.unseen():
+            state: torch.Tensor = makes(self, parameter, dtype)
+        state.in_managed_memory = True
+        return state
+
+    with patch.object(Optimizer8bit, "get_state_buffer", make):
+        yield
 
 
 BITSANDBYTES_KERNELS: dict[object, Kernel] = {

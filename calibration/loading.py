@@ -4,6 +4,9 @@ A trace begins with a model that is there. What loading it took besides stays in
 that later requests are cut from: it decides with them how much is reserved, and how much is lost in rests of blocks.
 """
 
+from itertools import zip_longest
+from typing import Literal
+
 from calibration.stream import Allocation, Kind, Stream
 from planner.run_config import DTYPE_BYTES
 from planner.step import StepSpec
@@ -12,19 +15,30 @@ from profiles.quantization import find_quantization
 _BASE: tuple[Kind, ...] = ("weight", "quantized weight")
 
 
-def with_loading(stream: Stream, step: StepSpec) -> Stream:
-    """The stream with its weights loaded as Transformers 5 does it (`core_model_loading.py`, `modeling_utils.py`).
+def with_loading(stream: Stream, step: StepSpec, weights: Literal["placed", "moved"] = "placed") -> Stream:
+    """The stream with its weights loaded before it.
 
-    First it takes a block for the whole model and gives it back (`caching_allocator_warmup`). Weights come in the order
-    of their names. One that is to be quantized comes in the dtype of the file, and goes when it is packed. A k-bit
-    upcast casts the others one by one when all are loaded (PEFT `prepare_model_for_kbit_training`). Adapters come last.
+    Placed: as Transformers 5 does it with a `device_map` (`core_model_loading.py`, `modeling_utils.py`). First it takes
+    a block for the whole model and gives it back (`caching_allocator_warmup`). Weights come in the order of their
+    names. One that is to be quantized comes in the dtype of the file, and goes when it is packed. A k-bit upcast casts
+    the others one by one when all are loaded (PEFT `prepare_model_for_kbit_training`).
+
+    Moved: a model that is not quantized comes weight by weight in the order of its modules (`torch.nn.Module.cuda`).
+
+    Adapters come last: PEFT makes them in the dtype of a base that is not quantized, and casts them when all are there
+    (`_move_adapter_to_device_of_base_layer`, `cast_adapter_dtype`).
     """
     end = next((position for position, phase in stream.phases if phase != "load"), len(stream.events))
     loaded = Stream(list(stream.allocations))
     loaded.begin("load")
     base = [event for event in stream.events[:end] if event >= 0 and stream.allocations[event].kind in _BASE]
-    _load(loaded, base, step)
-    placed = set(base)
+    if weights == "moved" and step.quantization is None:
+        loaded.events += base
+    else:
+        _load(loaded, base, step)
+    adapters = [event for event in stream.events[:end] if event >= 0 and stream.allocations[event].kind == "adapter"]
+    _load_adapters(loaded, adapters, step)
+    placed = {*base, *adapters}
     loaded.events += [event for event in stream.events[:end] if event not in placed]
     moved = len(loaded.events) - end
     loaded.events += stream.events[end:]
@@ -44,15 +58,51 @@ def _load(loaded: Stream, base: list[int], step: StepSpec) -> None:
         if of_file is None:
             loaded.events += [weight, *constants]
             continue
-        copy = loaded.allocate(Allocation(of_file, allocation.name, allocation.module, "load", "temporary"))
+        copy = _copy(loaded, allocation, of_file)
         if allocation.kind == "quantized weight":
-            loaded.events += [weight, *constants]
+            _quantize(loaded, weight, constants, step)
             loaded.free(copy)
         else:
             casts.append((weight, copy))
     for weight, copy in sorted(casts):
         loaded.events.append(weight)
         loaded.free(copy)
+
+
+def _quantize(loaded: Stream, weight: int, constants: list[int], step: StepSpec) -> None:
+    """Constants of blocks come before what is packed, in float32 until they are quantized themselves.
+
+    Source: bitsandbytes 0.50.2, `backends/cuda/ops.py` and `functional.py` `quantize_4bit`.
+    """
+    if not constants:
+        loaded.events.append(weight)
+        return
+    first, *others = constants
+    if not step.double_quant:
+        loaded.events += [first, weight, *others]
+        return
+    full = loaded.allocations[first]
+    wide = _copy(loaded, full, full.bytes * DTYPE_BYTES["float32"])
+    loaded.events += [weight, *others, first]
+    loaded.free(wide)
+
+
+def _load_adapters(loaded: Stream, adapters: list[int], step: StepSpec) -> None:
+    itemsize = DTYPE_BYTES[step.weight_dtype]
+    casts = step.adapter is not None and itemsize < DTYPE_BYTES[step.adapter.dtype] and step.quantization is None
+    copies = []
+    for adapter in adapters if casts else ():
+        of_adapter = loaded.allocations[adapter]
+        copies.append(_copy(loaded, of_adapter, of_adapter.bytes * itemsize // DTYPE_BYTES["float32"]))
+    for adapter, copy in zip_longest(adapters, copies):
+        loaded.events.append(adapter)
+        if copy is not None:
+            loaded.free(copy)
+
+
+def _copy(loaded: Stream, allocation: Allocation, num_bytes: int) -> int:
+    """A copy of an allocation in another dtype, which goes again."""
+    return loaded.allocate(Allocation(num_bytes, allocation.name, allocation.module, "load", "temporary"))
 
 
 def _weights(stream: Stream, base: list[int]) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Records which tensors a step makes and drops, as a stream of allocations."""
 
+import contextlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +35,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     `kernels` replaces operators by functions that make what a GPU's kernel makes; what those make is recorded.
     `in_place` lets autograd add gradients in place, as it does where no Python mode looks on.
-    `all_true` answers questions about values, which fake tensors do not have: the only ones that a training step asks
-    are whether every position of a batch is attended to. `workspace_bytes` is cuBLAS's workspace, which the first
-    matrix product of each thread allocates: one in the forward pass, one in the backward pass.
+    `all_true` answers questions about values, which fake tensors do not have: whether every position of a batch is
+    attended to. `workspace_bytes` is cuBLAS's workspace, which the first matrix product of each thread allocates: one
+    in the forward pass, one in the backward pass.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._alive: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._unsettled: list[int] = []
         self._at_layer: str | None = None
+        self._sees = True
         self._names: dict[object, str] = {}
         self._replaced: set[object] = set()
 
@@ -113,13 +115,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if allocation.phase in BY_OWNER:
             self.event_layers[self._begun_at[index]] = layer
 
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Record nothing of what is made meanwhile: it is not the allocator's."""
+        self._sees = False
+        try:
+            yield
+        finally:
+            self._sees = True
+
     def drop(self, tensor: torch.Tensor) -> None:
         """Record that a tensor's memory is given back although the tensor goes on to exist."""
         self._freed(tensor.untyped_storage()._cdata, None)
 
     def _answer(self, tensor: torch.Tensor) -> bool | int | float:
+        """A value that a step asks for. All of a mask is true or not, no number is infinite, and a chance is taken."""
         if tensor.dtype == torch.bool:
-            return self._all_true
+            known = self._alive.get(tensor.untyped_storage()._cdata)
+            made_by = self.stream.allocations[known[0]].name if known else None
+            return self._all_true if made_by == "all" else made_by != "any"
         return 1.0 if tensor.is_floating_point() else 1
 
     def _name(self, func: Any) -> str:  # noqa: ANN401
@@ -150,6 +164,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _see(self, result: object, name: str, args: tuple[Any, ...]) -> None:
         """Record each storage in `result` that is new."""
+        if not self._sees:
+            return
         for position, tensor in enumerate(_tensors(result)):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._alive:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from calibration.allocator import CachingAllocator, Peak, Settings
 from calibration.memory_blocks import Block
-from calibration.repeated_steps import with_steps
+from calibration.repeated_steps import step_bounds, with_steps
 from calibration.stream import Allocation, Phase, Stream
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
@@ -43,6 +43,16 @@ class Replay:
 def replay(stream: Stream, settings: Settings, steps: int | None = None) -> Replay:
     """Run a stream through the allocator; `steps` prolongs it to so many training steps (None: as traced)."""
     return _replay(stream if steps is None else with_steps(stream, steps), settings)
+
+
+def replay_from_empty(stream: Stream, settings: Settings) -> int:
+    """Bytes reserved after the last training step, if the cache of the allocator was emptied right before it."""
+    allocator, blocks = CachingAllocator(settings), dict[int, Block]()
+    start, end = step_bounds(stream)[-1]
+    _run(allocator, stream, range(start), blocks)
+    allocator.empty_cache()
+    _run(allocator, stream, range(start, end), blocks)
+    return allocator.reserved
 
 
 def smallest_capacity(stream: Stream, settings: Settings, steps: int | None = None) -> int:

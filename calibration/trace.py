@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -29,10 +30,13 @@ from transformers import (
 )
 from transformers.models.mixtral import modeling_mixtral
 
+from calibration.bare_loop import Bare, run_bare_loop
 from calibration.fake_batches import FakeBatches, examples, tokenizer
 from calibration.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.fused_layers import fused_layers
+from calibration.gpu_bitsandbytes import paged_states
 from calibration.gpu_operators import as_if_real, as_on_gpu, kernels
+from calibration.harness import TRAINER, Harness
 from calibration.loss_paths import take_loss_path
 from calibration.module_path import ModulePath
 from calibration.recorder import Recorder
@@ -42,6 +46,7 @@ from calibration.stream import Kind, Stream
 from planner.run_config import RunConfig
 from planner.step import StepSpec
 from profiles.errors import UnsupportedError
+from profiles.optimizer import find_optimizer
 from profiles.peft_method import find_method
 from trainer.adapter import first_line
 from trainer.objectives import make_trainer
@@ -53,23 +58,31 @@ ROUTER_LOSS = "load_balancing_loss_func"
 LAYER_OPTIONS = {"adapter_layers", "layers_to_transform", "layer_replication"}
 """Options of PEFT that say which layers of the whole model get an adapter."""
 
-OVER_LAYERS = {"ADALORA", "SHADOW"}
-"""Methods with a loss over the adapters of all layers, or layers of their own beside those of the model."""
+OVER_LAYERS = {"ADALORA", "LILY", "SHADOW"}
+"""Methods with a loss over the adapters of all layers, with weights that layers share, or with layers of their own."""
 
 
-def trace(architecture: PreTrainedConfig, step: StepSpec, *, whole: bool = False, workspace_bytes: int = 0) -> Stream:
+def trace(
+    architecture: PreTrainedConfig,
+    step: StepSpec,
+    *,
+    whole: bool = False,
+    workspace_bytes: int = 0,
+    harness: Harness = TRAINER,
+) -> Stream:
     """Two training steps of a model of this configuration, and an evaluation where the step has one.
 
     Unless `whole`, layers that are like others are left out and written into the stream afterwards; an adapter that has
-    to do with all layers at once needs them all. `workspace_bytes` is cuBLAS's workspace on the card, 0 on a CPU.
+    to do with all layers at once needs them all. `workspace_bytes` is cuBLAS's workspace on the card, 0 on a CPU. The
+    loop is that of the trainer, or of another `harness`, which knows no objective but sft.
 
     Raises UnsupportedError if a library that the step needs is not installed.
     """
     try:
         if not whole and not _spans_layers(step):
             with contextlib.suppress(UnevenLayersError):
-                return with_all_layers(*_traced(architecture, step, False, workspace_bytes)).stream
-        return _traced(architecture, step, True, workspace_bytes)[0].stream
+                return with_all_layers(*_traced(architecture, step, False, workspace_bytes, harness)).stream
+        return _traced(architecture, step, True, workspace_bytes, harness)[0].stream
     except ImportError as error:
         raise UnsupportedError(f"the step cannot be traced: {first_line(error)}") from error
 
@@ -84,14 +97,14 @@ def _spans_layers(step: StepSpec) -> bool:
 
 
 def _traced(
-    architecture: PreTrainedConfig, step: StepSpec, whole: bool, workspace_bytes: int
+    architecture: PreTrainedConfig, step: StepSpec, whole: bool, workspace_bytes: int, harness: Harness
 ) -> tuple[Trace, list[Stack]]:
     """What the trainer did, and the lists of layers that were cut short."""
     on_gpu = as_on_gpu(step) if step.device == "cuda" else contextlib.nullcontext()
     step = in_bfloat16(step)
     with _alone(), tempfile.TemporaryDirectory() as folder:
         config = run_config(step).model_copy(update={"output_dir": folder})
-        trainer, stacks = _trainer(config, architecture, whole)
+        trainer, stacks = _trainer(config, architecture, whole, harness)
         networks = _networks(trainer)
         with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:
             for network in networks.values():
@@ -106,7 +119,7 @@ def _traced(
                 )
                 for prefix, network in networks.items():
                     label_loaded(network, prefix, recorder)
-                _record(trainer, config, step, recorder, path)
+                _record(trainer, config, step, harness, recorder, path)
     return Trace(recorder.stream, recorder.allocation_layers, recorder.event_layers, recorder.parts), stacks
 
 
@@ -138,7 +151,9 @@ def _stay(module: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
     return module
 
 
-def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> tuple[Trainer, list[Stack]]:
+def _trainer(
+    config: RunConfig, architecture: PreTrainedConfig, whole: bool, harness: Harness
+) -> tuple[Trainer | Bare, list[Stack]]:
     """The trainer of the run, with its model on the meta device. A reference that answers before is not asked."""
     model, stacks = meta_model(config, architecture, whole)
     try:
@@ -149,6 +164,8 @@ def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> 
             f"{config.peft.type if config.peft else config.method} cannot be traced: its shape follows from values, "
             "and a trace has none"
         ) from error
+    if harness.loop == "bare":
+        return Bare(model), stacks
     if isinstance(model, PeftModel):
         # TRL's copy of an adapter has no weights either.
         model.add_adapter = partial(model.add_adapter, low_cpu_mem_usage=True)
@@ -159,7 +176,7 @@ def _trainer(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -> 
     return trainer, stacks
 
 
-def _networks(trainer: Trainer) -> dict[str, torch.nn.Module]:
+def _networks(trainer: Trainer | Bare) -> dict[str, torch.nn.Module]:
     """The model, and the copy that is its reference if there is one, by what their paths begin with."""
     reference = getattr(trainer, "ref_model", None)
     return {"": trainer.model} | ({"reference.": reference} if reference is not None else {})
@@ -189,13 +206,22 @@ def _balancing(networks: dict[str, torch.nn.Module], path: ModulePath) -> Iterat
         yield
 
 
-def _record(trainer: Trainer, config: RunConfig, step: StepSpec, recorder: Recorder, path: ModulePath) -> None:
+def _record(
+    trainer: Trainer | Bare, config: RunConfig, step: StepSpec, harness: Harness, recorder: Recorder, path: ModulePath
+) -> None:
+    phases = Phases(trainer, recorder, path)
+    if isinstance(trainer, Bare):
+        take_loss_path(trainer, replace(step, output_alive=False))
+        with fused_layers(trainer.model, step):
+            run_bare_loop(trainer, config, step, harness, recorder, path, phases)
+        return
     take_loss_path(trainer, step)
-    trainer.add_callback(Phases(trainer, recorder, path))
+    trainer.add_callback(phases)
     trainer.training_step = _followed_by_phase(trainer, recorder)
     batches = FakeBatches(trainer, config, config.per_device_train_batch_size, recorder)
     trainer.get_train_dataloader = lambda: batches
-    with fused_layers(trainer.model, step), recorder:
+    paged = contextlib.nullcontext() if step.device == "cpu" else paged_states(find_optimizer(step.optimizer), recorder)
+    with fused_layers(trainer.model, step), paged, recorder:
         trainer.train()
         if step.eval_batch:
             recorder.begin("evaluation")
@@ -234,7 +260,7 @@ def label_loaded(model: torch.nn.Module, prefix: str, recorder: Recorder) -> Non
 class Phases(TrainerCallback):  # type: ignore[misc]
     """Tells the recorder which phase of a step begins, and what gradients and states of the optimizer are."""
 
-    def __init__(self, trainer: Trainer, recorder: Recorder, path: ModulePath) -> None:
+    def __init__(self, trainer: Trainer | Bare, recorder: Recorder, path: ModulePath) -> None:
         self._trainer = trainer
         self._recorder = recorder
         self._path = path
@@ -251,6 +277,10 @@ class Phases(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """All gradients are there."""
+        self.label_gradients()
+
+    def label_gradients(self) -> None:
+        """Say of each gradient what it is."""
         for parameter, name in self._trainables():
             if parameter.grad is not None:
                 self._recorder.label(parameter.grad, name, name.rpartition(".")[0], "gradient")
@@ -259,9 +289,13 @@ class Phases(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """The optimizer has its states."""
+        self.label_states()
+
+    def label_states(self) -> None:
+        """Say of each state of the optimizer what it is."""
         for parameter, name in self._trainables():
             for key, value in self._trainer.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, torch.Tensor) and not hasattr(value, "in_managed_memory"):
                     self._recorder.label(value, f"{name} {key}", name.rpartition(".")[0], "optimizer state")
 
     def _trainables(self) -> Iterator[tuple[torch.nn.Parameter, str]]:

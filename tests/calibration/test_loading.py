@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from calibration.allocator import Settings
@@ -42,7 +44,7 @@ def test_weights_come_by_name_through_copies_in_the_dtype_of_the_file():
     assert history(with_loading(MODEL, QLORA)) == [
         *("+77", "-77"),  # a block for the whole model: 32 MiB of 16-bit weights, 45 packed
         "+32",  # the embedding in 16 bit
-        *("+64", "+16", "+2", "-64"),  # 16-bit weight, packed weight, scales of its blocks
+        *("+64", "+2", "+16", "-64"),  # 16-bit weight, scales of its blocks, packed weight
         *("+56", "+14", "-56"),  # layer 2 before layer 10
         *("+60", "+15", "-60"),
         *("+64", "-32"),  # the upcast
@@ -56,6 +58,25 @@ def test_weights_that_stay_as_they_are_come_without_copies():
         *("+12", "-12"),
         *("+4", "+8"),
     ]
+
+
+def test_a_model_that_is_moved_comes_in_its_own_order():
+    step = StepSpec(1, 8, "bfloat16")
+    stream = loaded(("b", 8 * MIB, "weight"), ("a", 4 * MIB, "weight"))
+    assert history(with_loading(stream, step, "moved")) == ["+8", "+4"]
+    assert history(with_loading(MODEL, QLORA, "moved")) == history(with_loading(MODEL, QLORA))
+
+
+def test_adapters_of_16_bit_weights_are_cast_when_all_are_there():
+    step = StepSpec(1, 8, "bfloat16", Adapter(8, ("q_proj",), 0.0, "float32"))
+    stream = loaded(("w", 4 * MIB, "weight"), ("w.lora_A", 2 * MIB, "adapter"), ("w.lora_B", 6 * MIB, "adapter"))
+    assert history(with_loading(stream, step))[3:] == ["+1", "+3", "+2", "-1", "+6", "-3"]
+
+
+def test_scales_that_are_quantized_themselves_are_float32_before():
+    step = replace(QLORA, double_quant=True, kbit_upcast=False)
+    stream = loaded(("w", 16 * MIB, "quantized weight"), ("w absmax", 2 * MIB, "quantized weight"))
+    assert history(with_loading(stream, step))[2:] == ["+64", "+8", "+16", "+2", "-8", "-64"]
 
 
 @pytest.mark.parametrize(("scheme", "copy"), [("nf4", "+64"), ("fp4", "+64"), ("int8", "+32")])

@@ -24,7 +24,6 @@ def test_full_fine_tuning_of_the_method_comparison_has_no_adapter():
 @pytest.mark.parametrize(
     ("run", "why"),
     [
-        ("FMS-002", r"2 GPUs \(fsdp\)"),
         ("PEFT-031", "optimizer lora-fa"),
         ("PEFT-064", "evaluation that generates text"),
         ("SWD-015", "how lengths vary"),

@@ -106,6 +106,15 @@ def test_a_method_that_needs_the_values_of_weights_is_refused():
         trace(llama(), step)
 
 
+@pytest.mark.parametrize(("optimizer", "of_words"), [("adamw_8bit", 4), ("paged_adamw_8bit", 0)])
+def test_large_states_of_a_paged_optimizer_are_not_the_allocators(optimizer, of_words):
+    architecture = llama(3)
+    architecture.vocab_size = 1024  # 131,072 elements of the embedding, and of the head; of no other weight 100,000
+    allocations = trace(architecture, replace(FULL, optimizer=optimizer)).allocations
+    states = [a.name for a in allocations if a.kind == "optimizer state" and a.bytes > 2**16]
+    assert len([name for name in states if "embed" in name or "head" in name]) == of_words
+
+
 def test_an_optimizer_whose_library_is_missing_is_refused():
     with pytest.raises(UnsupportedError, match=r"the step cannot be traced: .*galore_torch"):
         trace(llama(), replace(FULL, optimizer="galore_adamw"))
