@@ -53,6 +53,10 @@ FLOAT32_UNDER_AUTOCAST = (
 """Operators that autocast runs in float32 on CUDA but leaves alone on a CPU (aten `autocast_mode.h`,
 `AT_FORALL_FP32` and `AT_FORALL_FP32_SET_OPT_DTYPE`)."""
 
+EMBEDDING_TOKENS_AT_ONCE = 3072
+EMBEDDING_ROWS_A_SUM = 10
+"""Both in aten: `Embedding.cu`, and NROWS_PER_THREAD in `EmbeddingBackwardKernel.cu`."""
+
 
 @contextlib.contextmanager
 def as_on_gpu(step: StepSpec) -> Iterator[None]:
@@ -122,11 +126,30 @@ def kernels(step: StepSpec) -> dict[object, Kernel]:
         | {
             aten._softmax_backward_data.default: _softmax_backward,
             aten.native_layer_norm.default: _layer_norm,
+            aten.embedding_dense_backward.default: _embedding_backward,
             aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
             aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
         }
         | BITSANDBYTES_KERNELS
     )
+
+
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+    """Above 3,072 tokens, which one kernel adds up by itself, they are sorted, and runs of ten rows of one token are
+    added up in float32 before they come to the gradient (`embedding_dense_backward_cuda` in aten `Embedding.cu`,
+    `embedding_backward_cuda_kernel` in `EmbeddingBackwardKernel.cu`).
+    """
+    tokens, width = indices.numel(), grad.shape[-1]
+    result: torch.Tensor = aten.embedding_dense_backward.default(grad, indices, num_weights, *rest)
+    if tokens > EMBEDDING_TOKENS_AT_ONCE:
+        segments = min(tokens, num_weights)
+        partial = tokens // EMBEDDING_ROWS_A_SUM + segments
+        order = [
+            torch.empty(size, dtype=torch.int64) for size in (tokens, tokens, segments, segments, segments, partial)
+        ]
+        sums = torch.empty((partial, width), dtype=torch.float32)
+        del order, sums
+    return result
 
 
 def _layer_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401

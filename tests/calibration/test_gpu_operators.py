@@ -55,6 +55,24 @@ def test_the_backward_pass_of_a_softmax_makes_a_product_first():
     assert peak == 2 * 4 * ROWS * WIDTH
 
 
+def embedding_peak(tokens: int) -> tuple[int, int]:
+    """What the backward pass of an embedding of 8,192 words makes first, and the most that is alive."""
+
+    def backward(grad):
+        return torch.ops.aten.embedding_dense_backward(grad, torch.empty(tokens, dtype=torch.int64), 8192, -1, False)
+
+    operators, peak = made(backward, (tokens, WIDTH))
+    return operators[1][1], peak
+
+
+def test_the_gradient_of_an_embedding_is_summed_in_float32_by_tens_of_rows():
+    gradient, peak = embedding_peak(3072)
+    assert (gradient, peak) == (2 * 8192 * WIDTH, 2 * 8192 * WIDTH + 8 * 3072)
+    gradient, peak = embedding_peak(4096)
+    partial = 4096 // 10 + 4096
+    assert peak == pytest.approx(gradient + 4 * partial * WIDTH + 8 * (6 * 4096 + partial), abs=1024)
+
+
 def test_autocast_runs_in_float32_what_it_does_on_cuda():
     with torch.autocast("cpu", torch.bfloat16):
         operators, _ = made(lambda x: functional.softmax(x, -1), (ROWS, WIDTH))
