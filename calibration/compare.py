@@ -5,7 +5,7 @@ python -m calibration.compare --runs FILE.csv --with closed-form|trace [--json] 
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,20 +13,27 @@ import typer
 from rich.console import Console
 
 from calibration.error_table import Comparison, Skipped, as_json, print_tables
+from calibration.harness import harness_of
+from calibration.kept_traces import KeptTraces, fingerprint, tracer
 from calibration.measured_runs import MeasuredRun, read_runs
 from calibration.measured_step import question
-from calibration.prediction import Prediction, Question, closed_form
+from calibration.prediction import Prediction, Question, Refusal, closed_form
 from planner.report.progress import progress_bar
 from profiles.errors import FituneError, InputError
 
 Way = Literal["closed-form", "trace"]
+Questions = dict[str, Question]
+"""What is asked about each run, by its id."""
+
+Answers = dict[str, Prediction | Refusal]
+Predict = Callable[[Questions], Answers]
 
 WIDTH = 120
 """Columns of the tables where no terminal says its own."""
 
 
-def compare(runs: Sequence[MeasuredRun], way: Way = "closed-form") -> tuple[list[Comparison], list[Skipped]]:
-    """Every run beside its prediction, and those that cannot be predicted."""
+def compare(runs: Sequence[MeasuredRun], predict: Predict | None = None) -> tuple[list[Comparison], list[Skipped]]:
+    """Every run beside its prediction, by the closed form if nothing else is named, and those without one."""
     questions: dict[str, Question] = {}
     skipped: dict[str, str] = {}
     for run in runs:
@@ -34,14 +41,15 @@ def compare(runs: Sequence[MeasuredRun], way: Way = "closed-form") -> tuple[list
             questions[run.id] = question(run)
         except InputError as error:
             skipped[run.id] = error.message
-    answers = _by_closed_form(questions) if way == "closed-form" else _by_trace(questions)
+    answers = (predict or by_closed_form)(questions)
     skipped |= {id_: answer for id_, answer in answers.items() if isinstance(answer, str)}
     compared = [Comparison(run, answer) for run in runs if isinstance(answer := answers.get(run.id), Prediction)]
     return compared, [Skipped(run.id, skipped[run.id]) for run in runs if run.id in skipped]
 
 
-def _by_closed_form(questions: dict[str, Question]) -> dict[str, Prediction | str]:
-    answers: dict[str, Prediction | str] = {}
+def by_closed_form(questions: Questions) -> Answers:
+    """The estimates of the planner."""
+    answers: Answers = {}
     for id_, asked in questions.items():
         adapter = asked[1].adapter
         try:
@@ -52,16 +60,37 @@ def _by_closed_form(questions: dict[str, Question]) -> dict[str, Prediction | st
     return answers
 
 
-def _by_trace(questions: dict[str, Question]) -> dict[str, Prediction | str]:
-    """Equal questions are traced once."""
-    # torch takes seconds to import, and only this way needs it.
-    from calibration.traced_prediction import traced_all
+def by_trace(questions: Questions, kept: KeptTraces | None = None) -> Answers:
+    """What traces of the steps predict. Equal questions are traced once, and those not at all whose answer is kept;
+    each answer is kept as it comes, so that what is interrupted goes on where it was.
+    """
+    if kept is not None:
+        kept.forget_all_but(questions.keys())
+    found = {} if kept is None else {id_: kept.find(id_, asked, tracer()) for id_, asked in questions.items()}
+    answers: Answers = {id_: answer for id_, answer in found.items() if answer is not None}
+    alike: dict[str, list[str]] = {}
+    for id_ in (id_ for id_ in questions if id_ not in answers):
+        alike.setdefault(fingerprint(questions[id_], harness_of(id_)), []).append(id_)
+    if not alike:
+        return answers
+    # torch takes seconds to import, and nothing else here needs it.
+    from calibration.traced_prediction import traced_each
 
-    keys = {id_: (model.hf_id, step, gpu.name) for id_, (model, step, gpu) in questions.items()}
-    firsts = {key: id_ for id_, key in reversed(keys.items())}
-    with progress_bar("tracing steps") as progress:
-        answers = traced_all({id_: questions[id_] for id_ in firsts.values()}, progress)
-    return {id_: answers[firsts[key]] for id_, key in keys.items()}
+    with progress_bar(f"tracing {len(alike)} steps") as progress:
+        firsts = {key: (questions[ids[0]], harness_of(ids[0])) for key, ids in alike.items()}
+        for done, (key, answer) in enumerate(traced_each(firsts), 1):
+            for id_ in alike[key]:
+                answers[id_] = answer
+                if kept is not None:
+                    kept.keep(id_, questions[id_], answer)
+            progress(done / len(alike))
+    return answers
+
+
+def as_kept(questions: Questions, kept: KeptTraces) -> Answers:
+    """What traces predicted when they were last made, without making any."""
+    answers = {id_: kept.find(id_, asked) for id_, asked in questions.items()}
+    return {id_: "not traced yet" if answer is None else answer for id_, answer in answers.items()}
 
 
 def main(
@@ -83,7 +112,7 @@ def main(
 ) -> None:
     """Compare predictions with measured runs, row by row and in groups."""
     try:
-        compared, skipped = compare(read_runs(runs), with_)
+        compared, skipped = compare(read_runs(runs), by_trace if with_ == "trace" else by_closed_form)
         if picture is not None:
             # matplotlib is part of the extra `dev`.
             from calibration.error_picture import draw

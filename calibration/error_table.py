@@ -181,8 +181,13 @@ def _run_table(compared: Sequence[Comparison]) -> Table:
         texts = (text for metric in METRICS for text in figures(comparison, metric))
         batch = f"{run.micro_batch} x {run.seq_len}"
         verdict = comparison.predicted.verdict + ("" if run.fits == "yes" else " (ran out)")
-        table.add_row(run.id, run.model.rpartition("/")[2], run.method, batch, *texts, verdict)
+        table.add_row(run.id, run.model.rpartition("/")[2], method(run), batch, *texts, verdict)
     return table
+
+
+def method(run: MeasuredRun) -> str:
+    """What is trained, and on how many cards where it is more than one."""
+    return run.method if run.num_gpus == 1 else f"{run.method}, {run.num_gpus} x {run.parallel}"
 
 
 def figures(comparison: Comparison, metric: Metric) -> tuple[str, str, str]:

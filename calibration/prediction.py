@@ -12,6 +12,10 @@ Question = tuple[ModelProfile, StepSpec, GpuProfile]
 """The model, the step and the card of a run."""
 
 
+Refusal = str
+"""Why there is no prediction, in a sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Bytes that `max_memory_allocated` and `max_memory_reserved` of torch would report, and whether the run fits."""

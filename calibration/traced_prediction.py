@@ -1,6 +1,7 @@
 """Predictions for measured runs by tracing their steps and replaying them on the allocator, in several processes."""
 
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
@@ -9,10 +10,11 @@ from pydantic import ValidationError
 
 from calibration.allocator import Settings
 from calibration.exact import RESERVED_ERROR
+from calibration.harness import TRAINER, Harness
 from calibration.loading import with_loading
 from calibration.model_config import transformers_config
-from calibration.prediction import Prediction, Question
-from calibration.replay import process_bytes, replay
+from calibration.prediction import Prediction, Question, Refusal
+from calibration.replay import process_bytes, replay, replay_from_empty
 from calibration.stream import Stream
 from calibration.trace import trace
 from planner.step import StepSpec
@@ -22,44 +24,41 @@ from profiles.errors import InputError, UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
 
-Refusal = str
-
 PROCESSES = 2
 """More would each need the memory of a process that has imported torch, about 1 GB."""
 
 
-def traced(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction:
+def traced(model: ModelProfile, step: StepSpec, gpu: GpuProfile, harness: Harness = TRAINER) -> Prediction:
     """The trace of `step`, with the model loaded before it, on the allocator of a card without limit.
 
     Raises UnsupportedError for what Transformers, in the version that is installed, does not build.
     """
     _refuse_other_models(model, step)
-    stream = trace(transformers_config(model), step, workspace_bytes=gpu.cublas_workspace_bytes)
-    loaded = with_loading(stream, step)
+    stream = trace(transformers_config(model), step, workspace_bytes=gpu.cublas_workspace_bytes, harness=harness)
+    loaded = with_loading(stream, step, harness.weights)
     replayed = replay(loaded, Settings())
     process = process_bytes(replayed, gpu)
-    return Prediction(replayed.peak.allocated, replayed.peak.reserved, _verdict(loaded, process, gpu))
+    reserved = replay_from_empty(loaded, Settings()) if harness.empties else replayed.peak.reserved
+    return Prediction(replayed.peak.allocated, reserved, _verdict(loaded, process, gpu))
 
 
-def traced_all(
-    questions: Mapping[str, Question], progress: Callable[[float], None], processes: int = PROCESSES
-) -> dict[str, Prediction | Refusal]:
-    """The predictions by the keys of `questions`, or why there is none; `progress` hears which share is done."""
-    answers: dict[str, Prediction | Refusal] = {}
-    if not questions:
-        return answers
-    with ProcessPoolExecutor(min(processes, len(questions)), get_context("spawn"), _one_thread) as pool:
-        futures = {pool.submit(_answer, *question): key for key, question in questions.items()}
+def traced_each(
+    questions: Mapping[str, tuple[Question, Harness]], processes: int = PROCESSES
+) -> Iterator[tuple[str, Prediction | Refusal]]:
+    """Each key of `questions` with its prediction, or why there is none, in the order in which they come."""
+    pool = ProcessPoolExecutor(min(processes, len(questions)), get_context("spawn"), _settle)
+    try:
+        futures = {pool.submit(_answer, *question, harness): key for key, (question, harness) in questions.items()}
         for future in as_completed(futures):
-            answers[futures[future]] = future.result()
-            progress(len(answers) / len(questions))
-    return {key: answers[key] for key in questions}
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _answer(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction | Refusal:
+def _answer(model: ModelProfile, step: StepSpec, gpu: GpuProfile, harness: Harness) -> Prediction | Refusal:
     """The prediction, or a sentence about what Transformers, PEFT or the trainer refuses."""
     try:
-        return traced(model, step, gpu)
+        return traced(model, step, gpu, harness)
     except InputError as error:
         return error.message
     except ValidationError as error:
@@ -69,8 +68,10 @@ def _answer(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction 
         return f"the step cannot be traced: {' '.join(str(error).split()).partition('. ')[0]}"
 
 
-def _one_thread() -> None:
+def _settle() -> None:
+    """Prepare a process: one thread, and an end that the process which asks decides on."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _verdict(loaded: Stream, process: int, gpu: GpuProfile) -> Verdict:

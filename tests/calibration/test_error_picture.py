@@ -16,8 +16,8 @@ def test_the_picture_says_how_many_runs_it_shows(tmp_path):
     with rc_context({"svg.fonttype": "none"}):
         draw([BOTH, ALLOCATED, FAILED], tmp_path / "errors.svg")
     drawn = (tmp_path / "errors.svg").read_text("utf-8")
-    assert ">allocated (2)<" in drawn
-    assert ">reserved (1)<" in drawn
+    assert ">allocated, one GPU (2)<" in drawn
+    assert ">reserved, one GPU (1)<" in drawn
 
 
 def test_another_format_is_refused(tmp_path):
