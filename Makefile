@@ -8,7 +8,7 @@ DEMO := runs/demo
 BENCH := runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint typecheck docs screenshots peers clean
+.PHONY: help install demo test evidence lint typecheck docs screenshots peers clean
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: install  ## speed and memory as ratios: predicted to measured, ours to th
 	$(BIN)/python -m calibration.versus --output $(BENCH)/versus.jsonl
 	@echo
 	$(BIN)/python -m calibration.plan_quality --output $(BENCH)/plan-quality.jsonl
+
+evidence: install  ## print what shows that the predictions are right, with targets; FRESH=--fresh traces anew
+	$(BIN)/python -m tests.evidence $(FRESH)
 
 lint: install  ## check style
 	$(BIN)/ruff check
