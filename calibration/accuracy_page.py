@@ -178,7 +178,7 @@ def _edge_part() -> list[str]:
         for said, count in document["verdicts"].items()
     ]
     table = _table(("memory", "model", "method", "batch", "said", "ran in the simulation"), rows)
-    return [EDGE, f"{'; '.join(totals)}.", table]
+    return [EDGE, f"On {document['time'][:10]}: {'; '.join(totals)}.", table]
 
 
 def _speed_part() -> list[str]:

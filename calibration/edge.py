@@ -8,12 +8,12 @@ of the cap, which says whether it would run. That holds the closed form to the s
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,6 +22,7 @@ from calibration.measure import ending, parse_cap
 from calibration.measurement import Measurement, read_measurements
 from planner.report.answer import method_words
 from planner.report.console import data_console
+from planner.report.document import print_json
 from planner.report.progress import progress_bar
 from planner.report.table import Column, print_table
 from planner.units import format_bytes
@@ -133,10 +134,9 @@ def print_edges(edges: Sequence[Edge], by: By, *, as_json: bool) -> None:
     """Print each point, and how often what was said came true."""
     counts = Counter((edge.said, edge.ran) for edge in edges)
     if as_json:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         totals = {said: {"ran": counts[said, True], "out_of_memory": counts[said, False]} for said in get_args(Verdict)}
-        sys.stdout.write(
-            json.dumps({"by": by, "edges": [asdict(e) for e in edges], "verdicts": totals}, indent=2) + "\n"
-        )
+        print_json({"by": by, "time": now, "edges": [asdict(edge) for edge in edges], "verdicts": totals})
         return
     console = data_console()
     if not edges:

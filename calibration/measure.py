@@ -17,12 +17,20 @@ from types import FrameType
 
 from calibration.grid import SECONDS_BESIDE_STEPS, Planned, capped, capped_grid, cpu_grid, grid
 from calibration.measure_report import line, print_grid, print_summary
-from calibration.measurement import Expected, Measurement, append_measurement, drop_torn_line, read_measurements
+from calibration.measurement import (
+    Expected,
+    Measurement,
+    append_measurement,
+    drop_torn_line,
+    read_measurements,
+    stored_run,
+)
 from calibration.measuring_process import MeasuringProcess
 from planner.prediction import Target, predict_traced
 from planner.report.error import print_error
 from planner.report.progress import busy, progress_bar
-from planner.run_record import Prediction
+from planner.run_record import CPU, Prediction
+from planner.run_store import StoreError, remember, store_path
 from planner.traced import check_tracer
 from planner.units import format_bytes
 from profiles.detect import detect_gpu
@@ -92,11 +100,23 @@ def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order)
             measurement = _measured(one, gpu, process, order.traces)
             append_measurement(measurement, order.output)
             found.append(measurement)
+            teach(measurement, gpu)
             beside += (max(0, time.monotonic() - began - one.seconds) - beside) / (len(found) + 1)
             # The bar moves aside for what is written to the stream itself, not for another console.
             sys.stderr.write(line(measurement) + "\n")
             progress(max(1 - (deadline - time.monotonic()) / (60 * order.minutes), len(found) / len(rest)))
     return found
+
+
+def teach(measurement: Measurement, gpu: GpuProfile | None) -> None:
+    """Keep `measurement` in the store of runs, where later plans learn from it; a broken store stops nothing."""
+    path, run = store_path(), stored_run(measurement, gpu.name if gpu else CPU)
+    if path is None or run is None:
+        return
+    try:
+        remember([run], path)
+    except StoreError as error:
+        sys.stderr.write(f"note: {error.message}\n")
 
 
 def _measured(one: Planned, gpu: GpuProfile | None, process: MeasuringProcess, traces: bool) -> Measurement:

@@ -110,6 +110,7 @@ class Measuring:
             reserved_bytes=max(reserved, default=None),
             process_bytes=self._counter.process_bytes,
             tokens_per_second=self._clock.tokens_per_second,
+            tokens_per_step=self._clock.tokens_per_step,
             phases=phases,
         )
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.run_config import RunConfig
-from planner.run_record import Environment, Measured, Prediction
+from planner.run_record import Environment, Measured, Prediction, Result, RunRecord, StoredRun
 from planner.step import StepSpec
 from planner.verdict import Verdict
 from profiles.errors import InputError
@@ -82,6 +82,29 @@ class Measurement(_Part):
         if self.attempt.outcome != "ran" or measured is None or not measured.allocated_bytes:
             return None
         return self.expected.closed_form.allocated_bytes / measured.allocated_bytes - 1
+
+
+def stored_run(measurement: Measurement, card: str) -> StoredRun | None:
+    """The measurement as a run that later plans learn from; None for one that teaches nothing about a launch on `card`.
+
+    A cap makes the allocator give back what it would keep, and another trainer's step is another one.
+    """
+    point, attempt = measurement.point, measurement.attempt
+    if attempt.outcome != "ran" or attempt.measured is None or attempt.environment is None:
+        return None
+    if point.cap_bytes or point.trainer != "fitune":
+        return None
+    steps = point.config.max_steps or 1
+    seconds = steps * (attempt.seconds_per_step or 0.0)
+    record = RunRecord(
+        time=measurement.time,
+        config=point.config,
+        predicted=measurement.expected.closed_form,
+        measured=attempt.measured,
+        environment=attempt.environment,
+        result=Result(status="completed", steps=steps, max_steps=steps, seconds=seconds),
+    )
+    return StoredRun(record, point.model, card, "calibration")
 
 
 def append_measurement(measurement: Measurement, path: Path) -> None:

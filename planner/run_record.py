@@ -17,7 +17,8 @@ LOCK_FILE = ".lock"
 CPU = "CPU"
 """Stands in place of a card."""
 
-Origin = Literal["own", "imported"]
+Origin = Literal["own", "calibration", "imported"]
+"""Launched here, measured here by `fitune calibrate`, or somebody else's."""
 
 Status = Literal["completed", "interrupted", "failed"]
 

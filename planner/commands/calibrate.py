@@ -55,7 +55,8 @@ def calibrate(
 
     Memory by phase and speed stand beside what was predicted, a line of JSON for each point, the most informative
     points first. Memory that ends is a result. Ctrl-C leaves a whole file, and the next start goes on from there.
-    Nothing is downloaded. On a machine without a card a few tiny steps are counted on the CPU, to see that it works.
+    Nothing is downloaded. What was measured teaches later plans on this machine. Without a card a few tiny steps are
+    counted on the CPU, to see that it works.
 
     With --cap a large card answers for a small one: rows get as long as they may be to be called `fits`, or must be to
     be called `no`, and whether they run shows what those verdicts are worth.

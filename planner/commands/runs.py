@@ -123,7 +123,7 @@ def _only_stored(found: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str,
     return [
         (_place(run), run.record.model_dump(mode="json"))
         for run in stored
-        if (run.record.time, run.folder) not in listed
+        if run.origin != "calibration" and (run.record.time, run.folder) not in listed
     ]
 
 

@@ -15,6 +15,8 @@ from calibration.measure import main, parse_cap
 from calibration.measurement import read_measurements
 from calibration.measuring_process import MeasuringProcess
 from calibration.versus import duels, points
+from planner.experience import Experience
+from planner.run_store import recall
 from planner.units import GIB, MIB
 from profiles.detect import detect_gpu
 from profiles.errors import EnvironmentFault, InputError
@@ -47,6 +49,7 @@ def measured(tmp_path_factory):
     broken = [replace(usual[1], point=one) for one in (unknown, huge)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.measure.detect_gpu", _no_gpu)
+        patch.setenv("FITUNE_STORE", str(path.with_name("runs.db")))
         patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual, *two_duels()])
         assert main(["--output", str(path), "--minutes", "5"]) == 0
     return path
@@ -123,6 +126,16 @@ def test_the_same_run_takes_the_same_memory_in_each_trainer(measured):
         assert one.predicted_ratio == pytest.approx(1, abs=0.03)
         assert one.their_predicted_ratio == pytest.approx(1, abs=0.03)
         assert one.speed_ratio > 0
+
+
+@pytest.mark.slow
+def test_what_was_measured_teaches_later_plans(measured):
+    runs = recall(measured.with_name("runs.db"))
+    ran = [one for one in read_measurements(measured) if one.attempt.outcome == "ran"]
+    assert len(runs) == sum(one.point.trainer == "fitune" for one in ran)
+    assert {(run.origin, run.card) for run in runs} == {("calibration", "CPU")}
+    lesson = Experience(runs).lesson(None, runs[0].record.config)
+    assert lesson.num_runs >= 1
 
 
 @pytest.mark.slow
