@@ -23,6 +23,7 @@ FROM_REPOSITORY = {
     "errors.md": "calibration/ERRORS.md",
     "methods.md": "trainer/METHODS.md",
     "faults.md": "trainer/FAULTS.md",
+    "peers.md": "planner/peers/README.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)]+)\)")
 SUMMARY_ROWS = 12

@@ -20,6 +20,9 @@ from profiles.errors import ConfigError, UnknownModelError, UnsupportedError
 from profiles.model import ModelProfile
 from profiles.model_catalog import resolve_model
 
+LAYOUT = ("num_gpus", "num_nodes", "parallel")
+"""Knobs that peers' files are silent about: the layout is that of the command that starts them."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
@@ -60,11 +63,13 @@ def check_file(
     """
     card = card_or_cpu(gpu)
     name, profile = _model(document, peer, model)
-    knobs = _knobs(peer, wishes or Wishes())
-    sayable = peer.model_key is not None
-    file = read_peer_file(document, peer, name, profile, card.gpu, {} if sayable else knobs)
+    # Every trainer takes all cards that there are; none has a key for their number.
+    all_cards = {"num_gpus": card.cluster.num_gpus} if card.cluster.num_gpus > 1 else {}
+    knobs = all_cards | dict(_knobs(peer, wishes or Wishes()))
+    unsaid = knobs if peer.model_key is None else {name: knobs[name] for name in LAYOUT if name in knobs}
+    file = read_peer_file(document, peer, name, profile, card.gpu, unsaid)
     config = with_knobs(file.config, knobs)
-    target = Target(profile, card.gpu, card.free_bytes, file.traits)
+    target = Target(profile, card.gpu, card.free_bytes, file.traits, cluster=card.cluster)
     _check_described(file, config)
     prediction = predict_either_way(config, target, exact=exact, tracing=tracing)
     objections = hardware_objections(config, target)

@@ -9,6 +9,7 @@ from planner.peers.check import check_file, peer_of
 from planner.peers.document import parse_document
 from planner.peers.peer import PEERS
 from planner.peers.peer_file import read_peer_file
+from planner.question import Wishes
 from planner.resolve import resolve_step
 from profiles.errors import ConfigError, UnknownModelError, UnsupportedError
 from profiles.gpu_catalog import find_gpu
@@ -168,3 +169,14 @@ def test_a_model_that_is_not_known_can_be_replaced_by_one_of_its_shape(tmp_path,
     assert error.value.hint.startswith("--model takes another name of the same shape")
     answer = check_file(*peer_of(path), "a100-80gb", "llama3-8b")
     assert answer.prediction.target.name == "meta-llama/Meta-Llama-3-8B"
+
+
+def test_all_cards_of_a_machine_share_the_run():
+    answer = check_file(*peer_of(GOLDEN / "axolotl-mistral-qlora.yml"), "g5.12xlarge")
+    assert (answer.prediction.config.num_gpus, answer.prediction.config.parallel.strategy) == (4, "ddp")
+
+
+def test_a_fix_is_for_as_many_cards_as_the_question():
+    wishes = Wishes(num_gpus=2)
+    answer = check_file(*peer_of(GOLDEN / "axolotl-llama-2-lora.yml"), "rtx-4090", wishes=wishes)
+    assert answer.fix.prediction.config.num_gpus == 2
