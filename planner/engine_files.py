@@ -39,7 +39,7 @@ def accelerate_config(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
-    """The content of DeepSpeed's configuration file; None for other engines. Nothing is left to `auto`."""
+    """The content of DeepSpeed's configuration file; None for other engines."""
     knobs = config.parallel
     if knobs is None or not knobs.strategy.startswith("zero"):
         return None
@@ -78,15 +78,19 @@ def fsdp_section(config: RunConfig, knobs: ParallelKnobs) -> dict[str, Any]:
 
 def _zero_section(knobs: ParallelKnobs) -> dict[str, Any]:
     stage = int(knobs.strategy.removeprefix("zero"))
+    # Transformers puts the square of hidden_size and the like for `auto`; DeepSpeed's own buckets take gigabytes.
     section: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": True,
         "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
     }
     if knobs.offload != "none":
         section["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if knobs.offload == "parameters":
         section["offload_param"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
+        section["stage3_prefetch_bucket_size"] = "auto"
+        section["stage3_param_persistence_threshold"] = "auto"
         section["stage3_gather_16bit_weights_on_model_save"] = True
     return section

@@ -98,8 +98,10 @@ def checkpoint_to_resume(config: RunConfig) -> Path:
             changed, before, now = _first_change(knob, before, now)
             raise ConfigError(
                 f"{changed} is {now}, but the run in {output_dir} began with {before}",
-                hint=f"set it back ({output_dir / CONFIG_FILE} has it all), or start a new run in another output_dir",
+                hint=f"set it back ({output_dir / CONFIG_FILE} has it all){_making_up(knob)}, or start a new run in "
+                "another output_dir",
             )
+    _check_shares(first, config)
     return checkpoint
 
 
@@ -110,6 +112,33 @@ def _first_change(knob: str, before: object, now: object) -> tuple[str, object, 
     old, new = before.model_dump(), now.model_dump()
     key = next(key for key in old | new if old.get(key) != new.get(key))
     return f"{knob}.{key}", old.get(key), new.get(key)
+
+
+def _making_up(knob: str) -> str:
+    """What a run on other cards may turn for the same result."""
+    fits = "; with other cards, gradient_accumulation_steps makes up for it"
+    return fits if knob == "effective_batch_size" else ""
+
+
+def _check_shares(first: RunConfig, config: RunConfig) -> None:
+    """Refuse to read the shares of one engine with another, or DeepSpeed's with another number of processes."""
+    before, now = _engine(first), _engine(config)
+    if before != now:
+        raise ConfigError(
+            f"the checkpoints in {config.output_dir} are those of {before}, but the run is to go on with {now}",
+            hint="go on with the same parallel section, or start a new run in another output_dir",
+        )
+    if before.startswith("zero") and first.world_size != config.world_size:
+        raise ConfigError(
+            f"{before} wrote its checkpoints with {first.world_size} processes, and cannot go on with "
+            f"{config.world_size}",
+            hint="set num_gpus and num_nodes back; strategies ddp and fsdp go on with any number",
+        )
+
+
+def _engine(config: RunConfig) -> str:
+    """Who writes the checkpoints: one process and DDP write the same."""
+    return "ddp" if config.parallel is None else config.parallel.strategy
 
 
 def way_on(checkpoint: Path | None, run_file: Path) -> str:

@@ -16,6 +16,12 @@ from torch.distributed.run import get_args_parser, run
 from trainer.interruption import SIGNALS
 from trainer.training_process import report
 
+USUAL_REASONS = {
+    signal.SIGKILL: " (most often by the system, for lack of memory)",
+    signal.SIGABRT: " (by NCCL, when a process waits for another one in vain)",
+    signal.SIGBUS: " (most often for lack of shared memory: see the size of /dev/shm)",
+}
+
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 """What ends a process on request: the launcher's own, when another process has failed."""
 
@@ -45,7 +51,8 @@ def _killed(number: int, failure: ProcessFailure) -> str | None:
     """That the process was killed, in words; None if it ended by itself or on request."""
     if failure.exitcode >= 0 or -failure.exitcode in PASSED_ON:
         return None
-    return f"process {number} was killed by {signal.Signals(-failure.exitcode).name}"
+    name = signal.Signals(-failure.exitcode).name
+    return f"process {number} was killed by {name}{USUAL_REASONS.get(-failure.exitcode, '')}"
 
 
 def _not_met(reason: str, place: str, num_nodes: str) -> str:

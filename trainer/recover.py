@@ -111,7 +111,7 @@ def _last_word(ending: Ending, config: RunConfig, run_file: Path, checkpoint: Pa
     if ending.exit_code is not None:
         return ending.exit_code
     if ending.lost:
-        what = f"{ending.lost}, most often by the system for lack of memory, and the others of the run were ended"
+        what = f"{ending.lost}, and the others of the run were ended, again without a step forward"
     else:
         what = (
             "the training process ended without a result; if nothing above says why, the system killed it, "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.run_config import DataKnobs, LoraKnobs, ParallelKnobs, RunConfig
 from planner.run_file import write_run_file
 from profiles.errors import ConfigError
 from trainer.checkpoints import (
@@ -168,3 +168,47 @@ def test_a_method_whose_checkpoints_keep_too_little_is_not_continued(tmp_path):
     config = RunConfig(model="any", method="peft", peft={"type": "adalora"}, output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="ADALORA cannot go on from a checkpoint"):
         checkpoint_to_resume(config)
+
+
+def shared(tmp_path, num_gpus, strategy):
+    """A run that so many processes share, eight rows a step."""
+    return RunConfig(
+        model="m",
+        lora=LoraKnobs(),
+        num_gpus=num_gpus,
+        parallel=None if num_gpus == 1 else ParallelKnobs(strategy=strategy),
+        gradient_accumulation_steps=8 // num_gpus,
+        output_dir=str(tmp_path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "before", "after"), [("ddp", 4, 1), ("ddp", 1, 2), ("fsdp", 4, 2), ("fsdp", 2, 8), ("zero3", 2, 2)]
+)
+def test_checkpoints_are_read_by_another_number_of_processes_where_the_engine_can(tmp_path, strategy, before, after):
+    write_run_file(shared(tmp_path, before, strategy), tmp_path / CONFIG_FILE)
+    checkpoint = add_checkpoint(tmp_path, 10)
+    assert checkpoint_to_resume(shared(tmp_path, after, strategy)) == checkpoint
+
+
+def test_the_shares_of_one_engine_are_not_read_by_another(tmp_path):
+    write_run_file(shared(tmp_path, 2, "fsdp"), tmp_path / CONFIG_FILE)
+    add_checkpoint(tmp_path, 10)
+    with pytest.raises(ConfigError, match=r"are those of fsdp, but the run is to go on with ddp"):
+        checkpoint_to_resume(shared(tmp_path, 1, "fsdp"))
+
+
+def test_deepspeed_goes_on_with_as_many_processes_as_it_began_with(tmp_path):
+    write_run_file(shared(tmp_path, 4, "zero2"), tmp_path / CONFIG_FILE)
+    add_checkpoint(tmp_path, 10)
+    with pytest.raises(ConfigError, match=r"zero2 wrote its checkpoints with 4 processes, and cannot go on with 2"):
+        checkpoint_to_resume(shared(tmp_path, 2, "zero2"))
+
+
+def test_fewer_cards_need_more_accumulation_to_go_on(tmp_path):
+    write_run_file(shared(tmp_path, 4, "fsdp"), tmp_path / CONFIG_FILE)
+    add_checkpoint(tmp_path, 10)
+    config = shared(tmp_path, 2, "fsdp").model_copy(update={"gradient_accumulation_steps": 2})
+    with pytest.raises(ConfigError, match="effective_batch_size is 4") as refusal:
+        checkpoint_to_resume(config)
+    assert "with other cards, gradient_accumulation_steps makes up for it" in refusal.value.hint

@@ -112,3 +112,34 @@ def test_the_prediction_follows_the_configuration(config, outcome):
 def test_no_prediction_is_made_up_where_there_was_none(config, outcome):
     outcome(memory_ends(3), DONE)
     assert not (Path(config.output_dir) / PREDICTION_FILE).exists()
+
+
+def test_a_lost_process_is_made_up_for_once_from_each_checkpoint(config, outcome, capsys):
+    lost = Ending(None, lost="process 1 was killed", step=6)
+    checkpoint(config, 5)
+    code, started = outcome(lost, lost)
+    again = Path(config.output_dir) / "run.yaml"
+    assert (code, started) == (1, [(4, RUN_FILE, False), (4, again, True)])
+    (recovery,) = read_recoveries(Path(config.output_dir))
+    assert (recovery.lost, recovery.step, recovery.resumed_from, recovery.changes) == ("process 1 was killed", 6, 5, {})
+    first, last = capsys.readouterr().err.split("\n", 1)
+    assert first.startswith("process 1 was killed, and the others of the run were ended; restart 1, from ")
+    assert last.startswith("error: process 1 was killed, and the others of the run were ended, again without a step")
+    assert last.endswith("--resume`\n")
+
+
+def test_restarts_after_a_loss_are_bounded(outcome):
+    assert outcome(Ending(None, lost="process 1 was killed"), max_restarts=0) == (1, [(4, RUN_FILE, False)])
+
+
+def test_a_machine_that_does_not_lead_goes_on_too_and_writes_nothing(config, capsys):
+    left, started = [Ending(None, lost="gone"), DONE], []
+
+    def train(config, run_file, resume):
+        started.append(run_file)
+        return left.pop(0)
+
+    assert survive(config, RUN_FILE, resume=False, max_restarts=3, train=train, leads=False) == 0
+    assert started == [RUN_FILE, Path(config.output_dir) / "run.yaml"]
+    assert list(Path(config.output_dir).iterdir()) == []
+    assert capsys.readouterr().err == ""
