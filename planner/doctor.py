@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
+from planner.finding import Finding as Finding
+from planner.several_cards import several_cards
 from planner.units import GIB, format_bytes
 from profiles.detect import DetectedGpu, detect_gpus, visible_gpus
 from profiles.errors import EnvironmentFault
 from profiles.gpu import GpuProfile
-
-Status = Literal["ok", "warning", "problem"]
 
 INSTALL_TRAIN = "pip install 'fitune[train]'"
 # PyPI's torch for CUDA 13 has no kernels older than Turing; the CUDA 12.6 wheels up to 2.14 have (pytorch#172352).
@@ -63,16 +62,6 @@ print(json.dumps({
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at: how it stands, in a sentence, and the command that cures it."""
-
-    subject: str
-    status: Status
-    message: str
-    cure: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class TorchBuild:
     """What the installed torch says of itself: versions, whether it sees a card, architectures it has kernels for.
 
@@ -96,6 +85,8 @@ def examine(folder: Path) -> list[Finding]:
         findings.append(torch_and_cards(build, [card.profile for card in cards]))
         if build is not None and _installed_version("bitsandbytes"):
             findings.append(quantizer(build))
+        if build is not None and build.available:
+            findings += several_cards([card.profile for card in cards])
     return [*findings, disk(folder), memory()]
 
 

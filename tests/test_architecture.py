@@ -34,7 +34,7 @@ PLANNER_LAYERS = (
     ("data_lengths", "request", "space", "candidate", "search", "nearest"),
     ("traced", "prediction", "what_if", "planning", "common_cards", "length_grid", "plan_changes", "contribution"),
     ("jobs",),
-    ("data_report", "data_inspection", "data_limits", "doctor"),
+    ("data_report", "data_inspection", "data_limits", "finding", "several_cards", "doctor"),
     ("settings", "question", "subject", "verbs", "fact_verbs"),
     ("peers",),
     ("report",),
