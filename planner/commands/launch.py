@@ -80,7 +80,7 @@ def launch(
     prediction = _prediction(config, target)
     if prediction is not None and prediction.verdict == "no" and not force:
         return _refuse(prediction, json)
-    if prediction is not None:
+    if prediction is not None and not node_rank:
         _announce(prediction)
     flags = {"--resume": resume, "--auto-resume": auto_resume, "--dry-run": dry_run}
     place = {"--node-rank": node_rank, "--master-addr": master_addr, "--master-port": master_port}

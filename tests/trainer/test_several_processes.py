@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs, ParallelKnobs, RunConfig
+from trainer.ladder import needed_bytes
 from trainer.record import read_records
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,15 @@ def assert_alike(config, other):
 )
 def test_processes_that_share_a_run_learn_what_one_does_with_more_accumulation(trained, num_gpus, parallel, method):
     assert_alike(trained(num_gpus, parallel, method), trained(1, None, method))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "method"), [(None, "full"), (FSDP, "lora"), (FSDP, "full")], ids=["ddp", "fsdp, lora", "fsdp, full"]
+)
+def test_the_memory_of_a_process_is_the_predicted_one(trained, parallel, method):
+    config = trained(2, parallel, method)
+    measured = read_records(Path(config.output_dir))[-1].measured.allocated_bytes
+    assert needed_bytes(config, "training") == pytest.approx(measured, rel=0.08)
 
 
 def test_shares_of_four_bit_weights_train(trained):
