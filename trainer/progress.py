@@ -1,11 +1,13 @@
 """How far a run is: a bar on a terminal, a line now and then elsewhere."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from planner.units import format_bytes, format_seconds
@@ -28,7 +30,7 @@ class Snapshot:
     eval_loss: float | None = None
 
     def figures(self) -> str:
-        """The figures behind the step, in one line."""
+        """Loss, speed and memory, in one line."""
         parts = []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
@@ -40,9 +42,11 @@ class Snapshot:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if memory := self._memory():
             parts.append(f"memory {memory}")
-        if self.seconds_left is not None:
-            parts.append(f"{format_seconds(self.seconds_left)} left")
         return "  ".join(parts)
+
+    def time_left(self) -> str:
+        """How long the rest takes, in words; empty if that is not known."""
+        return f"{format_seconds(self.seconds_left)} left" if self.seconds_left is not None else ""
 
     def _memory(self) -> str:
         sizes = {"now": self.now_bytes, "peak": self.peak_bytes, "predicted": self.predicted_bytes}
@@ -73,11 +77,22 @@ class Lines:
 
     def log(self, snapshot: Snapshot) -> None:
         """Print one line."""
-        line = f"step {snapshot.step}/{snapshot.max_steps}  {snapshot.figures()}"
+        line = f"step {snapshot.step}/{snapshot.max_steps}  {snapshot.figures()}  {snapshot.time_left()}".rstrip()
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class _BarAboveFigures(Progress):
+    """A bar, and below it a line that a narrow terminal cuts."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines."""
+        yield from super().get_renderables()
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
 
 
 class Bar:
@@ -88,17 +103,18 @@ class Bar:
             TextColumn("training"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, ratio=1)),
+            TextColumn("{task.fields[time_left]}", table_column=Column(no_wrap=True, ratio=1)),
         )
-        self._progress = Progress(*columns, console=console, expand=True)
+        self._progress = _BarAboveFigures(*columns, console=console, expand=True)
         self._task: TaskID | None = None
 
     def step(self, snapshot: Snapshot) -> None:
-        """Draw the bar and the figures."""
+        """Draw the bar, the time left and the figures."""
         if self._task is None:
-            self._task = self._progress.add_task("training", total=snapshot.max_steps, figures="")
+            self._task = self._progress.add_task("training", total=snapshot.max_steps, time_left="")
             self._progress.start()
-        self._progress.update(self._task, completed=snapshot.step, figures=snapshot.figures())
+        self._progress.figures = snapshot.figures()
+        self._progress.update(self._task, completed=snapshot.step, time_left=snapshot.time_left())
 
     def log(self, snapshot: Snapshot) -> None:
         """Draw the bar and the figures."""
