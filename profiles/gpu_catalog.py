@@ -107,7 +107,11 @@ _HINT = "`fitune gpus` lists all names; a bare size such as 24GB works too"
 
 
 def _unknown(name: str, key: str) -> UnknownGpuError:
+    # Only here: an answer for a card has no use for the machines.
+    from profiles.instance import all_instances
+
     names = {own: gpu.name for gpu in all_gpus() for own in gpu_keys(gpu)}
+    names |= {_compact(machine.name): machine.name for machine in all_instances()}
     nearest = dict.fromkeys(names[close] for close in get_close_matches(key, names, n=3, cutoff=0.5))
     question = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
     return UnknownGpuError(f"no GPU is called '{name}'{question}", _HINT)

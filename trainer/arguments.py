@@ -58,6 +58,7 @@ def _batch_settings(config: RunConfig) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,
         "ddp_timeout": int(TIMEOUT.total_seconds()),
         "deepspeed": deepspeed_config(config),
+        "accelerator_config": _accelerator_config(config),
         CHECKPOINTING: config.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {
             "use_reentrant": False,
@@ -65,6 +66,13 @@ def _batch_settings(config: RunConfig) -> dict[str, Any]:
             "offload": config.checkpoint_offload,
         },
     }
+
+
+def _accelerator_config(config: RunConfig) -> dict[str, Any] | None:
+    """FSDP reduces the gradients of each micro-batch; else it would keep those of all weights until the last one."""
+    if config.parallel is None or config.parallel.strategy != "fsdp":
+        return None
+    return {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
 
 
 def _optimizer_settings(config: RunConfig) -> dict[str, Any]:

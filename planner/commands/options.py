@@ -18,8 +18,10 @@ def _at_least_one(param: typer.CallbackParam, value: int | None) -> int | None:
 
 def _complete_gpu(incomplete: str) -> list[str]:
     from profiles.gpu_catalog import all_gpus
+    from profiles.instance import all_instances
 
     names = {alias for gpu in all_gpus() for alias in gpu.aliases or (gpu.name.lower(),)}
+    names |= {machine.name for machine in all_instances()}
     return sorted(name for name in {"auto", "cpu", *names} if name.startswith(incomplete.lower()))
 
 

@@ -31,10 +31,14 @@ LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered for their next use: `stage3_max_live_parameters` and
 `stage3_max_reuse_distance`, by default (DeepSpeed `runtime/zero/config.py`)."""
 
+BUCKET_ELEMENTS = 500_000_000
+"""Elements of the buckets in which ZeRO reduces gradients: `reduce_bucket_size`, by default."""
+
 UPDATED_AT_ONCE = 1_000_000_000
 """Parameters whose gradients ZeRO-3 makes float32 at once: `sub_group_size`, by default."""
 
 
+@lru_cache(maxsize=4096)
 def at_work(step: StepSpec) -> StepSpec:
     """The step as the layers of one card see it: weights in the dtype they are gathered in, and its part of each row.
 
@@ -232,23 +236,26 @@ def _gathered_bytes(weights: Weights, itemsize: int, step: StepSpec) -> int:
     return weights.count * rounded(padded * itemsize)
 
 
+@lru_cache(maxsize=4096)
 def bucket_bytes(architecture: Architecture, step: StepSpec) -> int:
     """Bytes of the buffers in which gradients travel.
 
     DDP has a copy of all gradients in buckets, because nobody asks it to make the gradients views of them (torch 2.13
-    `reducer.cpp` initialize_buckets; accelerate 1.15 DistributedDataParallelKwargs). ZeRO has two buckets of
-    hidden_size squared elements, the size that Transformers chooses (5.23 `integrations/deepspeed.py`), one to fill and
-    one to reduce (`stage_1_and_2.py`, `stage3.py`: ipg_buffer).
+    `reducer.cpp` initialize_buckets; accelerate 1.15 DistributedDataParallelKwargs). ZeRO has buckets of a fixed size:
+    in stages 1 and 2 one to fill and one to reduce, as `overlap_comm` asks, and one in stage 3 (DeepSpeed
+    `stage_1_and_2.py` backward_prologue, `stage3.py` __ipg_bucket).
     """
     if step.sharding is None:
         return 0
     if step.sharding.engine == "ddp":
         return gradient_bytes(architecture, step)
     if step.sharding.is_deepspeed:
-        return 2 * rounded(architecture.embeddings[0].columns ** 2 * trainable_itemsize(step))
+        buckets = 1 if step.sharding.engine == "zero3" else 2
+        return buckets * rounded(BUCKET_ELEMENTS * trainable_itemsize(step))
     return 0
 
 
+@lru_cache(maxsize=4096)
 def float32_gradient_bytes(architecture: Architecture, step: StepSpec) -> int:
     """Bytes of the float32 gradients that DeepSpeed makes for the step of a card's share; on the host with offload.
 
@@ -261,6 +268,7 @@ def float32_gradient_bytes(architecture: Architecture, step: StepSpec) -> int:
     return FLOAT32_BYTES * (min(learns, UPDATED_AT_ONCE) if sharding.engine == "zero3" else learns)
 
 
+@lru_cache(maxsize=4096)
 def host_bytes(architecture: Architecture, step: StepSpec) -> int:
     """Bytes of host memory that the processes of one machine need for weights and states, at the worse of two moments.
 

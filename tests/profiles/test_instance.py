@@ -1,8 +1,11 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import profiles
-from profiles.gpu_catalog import all_gpus
+from profiles.errors import UnknownGpuError
+from profiles.gpu_catalog import all_gpus, find_gpu
 from profiles.instance import all_instances, find_instance
 
 FILE = Path(profiles.__path__[0]) / "instances.toml"
@@ -33,3 +36,8 @@ def test_the_price_of_eight_cards_agrees_with_that_of_one():
         offers = [o.usd_per_hour for g in all_gpus() if g.name == machine.gpu for o in g.offers if name in o.cloud]
         assert offers
         assert abs(machine.usd_per_hour / machine.num_gpus - offers[0]) < 0.01
+
+
+def test_a_misspelt_machine_is_met_with_the_nearest_one():
+    with pytest.raises(UnknownGpuError, match=r"no GPU is called 'p4d.24xlrge'; did you mean p4d.24xlarge"):
+        find_gpu("p4d.24xlrge")
