@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isqrt
 from typing import Any, Literal
 
 from planner.cluster import ONE_CARD, Cluster
@@ -85,7 +86,7 @@ class Request:
         if accumulation:
             return ((_micro_batch(size, accumulation), accumulation),)
         smallest = 2 if self.objective == "kto" and size > 1 else 1
-        return tuple((micro, size // micro) for micro in range(smallest, size + 1) if size % micro == 0)
+        return tuple((micro, size // micro) for micro in _divisors(size) if micro >= smallest)
 
 
 def groups_of(cluster: Cluster, knobs: Mapping[str, Any]) -> int:
@@ -101,6 +102,12 @@ def loadable_name(model: ModelProfile, called: str | None) -> str:
     Chat variants share the shape of their base, so the user's own word counts.
     """
     return called if called and "/" in called else model.hf_id
+
+
+def _divisors(number: int) -> list[int]:
+    """All of them, the smallest first."""
+    small = [divisor for divisor in range(1, isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def _micro_batch(effective_batch_size: int, accumulation: int) -> int:

@@ -19,6 +19,9 @@ from planner.run_config import Objective, RunConfig
 from planner.subject import configuration
 from profiles.errors import ConfigError
 
+MOST_CARDS, MOST_ROWS = 1024, 1 << 16
+"""What a server answers for: numbers beyond are slips of the finger, and would keep other users waiting."""
+
 ANY = "any"
 """In place of a card: whichever of the common ones."""
 
@@ -42,15 +45,17 @@ ObjectiveName = Annotated[
 ]
 Length = Annotated[int | None, Field(gt=0, description="Tokens a row is cut to.")]
 Rank = Annotated[int | None, Field(gt=0, description="Rank of the adapter.")]
-BatchSize = Annotated[int | None, Field(gt=0, description="Examples of one optimizer step.")]
+BatchSize = Annotated[int | None, Field(gt=0, le=MOST_ROWS, description="Examples of one optimizer step.")]
 RecipeName = Annotated[str | None, Field(description="Begin with published settings; the others change them.")]
 TrainerName = Annotated[str, Field(description="Whose training step: fitune, trl, transformers, axolotl, ...")]
 DataFile = Annotated[
     str | Path | None, Field(description="Training data; the lengths of its rows decide max_length, time and padding.")
 ]
 Rows = Annotated[int | None, Field(gt=0, description="Rows of the data, for time and cost where there is no file yet.")]
-Cards = Annotated[int | None, Field(gt=0, description="Cards in each machine; None: one, or all that a machine has.")]
-Nodes = Annotated[int | None, Field(gt=0, description="Machines.")]
+Cards = Annotated[
+    int | None, Field(gt=0, le=MOST_CARDS, description="Cards in each machine; None: one, or all that a machine has.")
+]
+Nodes = Annotated[int | None, Field(gt=0, le=MOST_CARDS, description="Machines.")]
 Knobs = Annotated[
     Mapping[str, Any] | None, Field(description='Any knobs of the run file, nested as there: {"lora": {"r": 8}}.')
 ]

@@ -88,6 +88,8 @@ def reference_shape(name: str) -> ReferenceShape | None:
     if exact is not None:
         return exact
     wanted = float(match["number"]) * _UNIT[match["unit"].casefold()]
+    if not wanted:
+        raise UnknownModelError(f"{name} is not the size of a model", hint="the sizes are " + ", ".join(shapes))
     nearest = min(shapes.values(), key=lambda shape: abs(_num_parameters(shape) / wanted - 1))
     if abs(_num_parameters(nearest) / wanted - 1) > REFERENCE_TOLERANCE:
         raise UnknownModelError(

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from planner.common_cards import COMMON_CARDS
 from planner.fact_verbs import find_models, num_parameters
-from planner.run_config import RunConfig
-from planner.serve.page_question import METHODS, OBJECTIVES
 from planner.units import GIB, format_count
 from planner.verbs import ANY
 from profiles.gpu_catalog import all_gpus
@@ -22,10 +20,7 @@ class FormChoices:
 
     models: tuple[tuple[str, str], ...]
     gpus: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    methods: tuple[str, ...]
-    objectives: tuple[str, ...]
     recipes: tuple[tuple[str, str], ...]
-    knobs: tuple[tuple[str, str], ...]
 
     def knows_gpu(self, name: str) -> bool:
         """Whether a card of this name is offered."""
@@ -44,10 +39,7 @@ def form_choices(has_card: bool, folders: Sequence[Path]) -> FormChoices:
             *_generations(),
             ("By size", _sizes()),
         ),
-        methods=METHODS,
-        objectives=OBJECTIVES,
         recipes=tuple((recipe.name, recipe.about) for recipe in all_recipes().values()),
-        knobs=tuple((name, field.description or "") for name, field in RunConfig.model_fields.items()),
     )
 
 

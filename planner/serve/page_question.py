@@ -12,7 +12,7 @@ from planner.question import Access, Wishes
 from planner.request import RequestedMethod
 from planner.run_config import Objective
 from planner.settings import knobs_in, settings_of
-from planner.verbs import ANY, answer, planned_request
+from planner.verbs import ANY, MOST_CARDS, MOST_ROWS, answer, planned_request
 from profiles.errors import ConfigError
 
 EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}
@@ -103,6 +103,9 @@ class PageQuestion:
         )
 
 
+MOST = {"num_gpus": MOST_CARDS, "num_nodes": MOST_CARDS, "batch_size": MOST_ROWS}
+
+
 def _number(name: str, text: str) -> int | None:
     if not text:
         return None
@@ -112,6 +115,8 @@ def _number(name: str, text: str) -> int | None:
         raise ConfigError(f"{name} is {text!r}, which is no whole number", hint="leave it empty for any") from None
     if number < 1:
         raise ConfigError(f"{name} is {number}, but it must be at least 1", hint="leave it empty for any")
+    if number > MOST.get(name, number):
+        raise ConfigError(f"{name} is {number:,}, but the page takes up to {MOST[name]:,}")
     return number
 
 

@@ -27,6 +27,11 @@ BAD_INPUT = {
         "/ has no config.json",
         "name a Hub id, or a folder that save_pretrained wrote",
     ),
+    "size of nothing": (
+        ["can", "0b", "--gpu", "t4"],
+        "0b is not the size of a model",
+        "the sizes are ",
+    ),
     "unknown knob": (
         [*CAN, "--set", "max_lenght=3"],
         "--set has a key max_lenght, but there is no such knob",
