@@ -52,19 +52,18 @@ class Lesson:
         """A sentence about the runs of this `kind` that taught it, and `where` they were; None if there are none."""
         if not self.num_runs:
             return None
-        runs = f"{self.num_runs} earlier {kind} {'runs' if self.num_runs > 1 else 'run'} on {where}"
+        if self.num_runs == 1:
+            return f"1 earlier {kind} run on {where} is kept; from two on they are learned from"
+        runs = f"{self.num_runs} earlier {kind} runs on {where}"
         found = [
-            f"took {_difference(self.memory_factor)} memory" if abs(self.memory_factor - 1) >= TOLD else "",
-            f"were {abs(1 - self.speed_factor):.0%} {'faster' if self.speed_factor > 1 else 'slower'}"
-            if abs(self.speed_factor - 1) >= TOLD
-            else "",
+            f"{abs(factor - 1):.1%} {'more' if factor > 1 else 'less'} {what}"
+            for factor, what in ((self.memory_factor, "memory"), (self.speed_factor, "speed"))
+            if abs(factor - 1) >= TOLD
         ]
-        said = " and ".join(part for part in found if part)
-        return f"{runs} {said} than the formulas say, which is counted in" if said else f"{runs} bear the formulas out"
-
-
-def _difference(factor: float) -> str:
-    return f"{abs(factor - 1):.1%} {'more' if factor > 1 else 'less'}"
+        counted = " and ".join(found)
+        return (
+            f"after {runs}, {counted} than by the formulas is counted in" if found else f"{runs} bear the formulas out"
+        )
 
 
 NO_LESSON = Lesson()

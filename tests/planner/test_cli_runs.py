@@ -74,7 +74,9 @@ def test_can_counts_in_what_runs_on_such_a_card_took(store, capsys):
     remember([made_up_run(n, memory=1.1) for n in range(3)], store)
     assert main(["can", "7b", "--gpu", "t4", "--max-length", "512", "--method", "lora"]) == 0
     out = capsys.readouterr().out
-    assert "3 earlier lora runs on T4 took 7.4% more memory" in " ".join(out.split())
+    assert "after 3 earlier lora runs on T4, 7.4% more memory than by the formulas is counted in" in " ".join(
+        out.split()
+    )
     assert "as runs here took" in out
 
 

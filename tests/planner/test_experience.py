@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.experience import Experience, agreed
+from planner.experience import Experience, agreed, lesson_words
 from planner.memory.estimate import estimate
 from planner.planning import make_plan
 from planner.prediction import Target, predict
@@ -73,7 +73,7 @@ def test_a_plan_counts_in_what_was_learned_and_says_so():
     plan = make_plan(Request(MODEL, T4, "lora", knobs=knobs, experience=Experience(runs)))
     factor = plan.lesson.memory_factor
     assert factor > 1.05
-    assert any("3 earlier lora runs on T4 took 7.4% more memory than the formulas say" in note for note in plan.notes)
+    assert any("after 3 earlier lora runs on T4, 7.4% more memory than" in note for note in plan.notes)
     assert plan.estimate.process_bytes > plan.estimate.allocated_bytes
     assert plan.estimate.interval_bytes[1] <= plan.usable_bytes or plan.verdict != usual.verdict
 
@@ -97,3 +97,15 @@ def test_other_trainers_are_not_judged_by_runs_of_this_one():
 def test_a_scaled_estimate_scales_back():
     memory = estimate(MODEL, resolve_step(LORA, MODEL, T4), T4)
     assert memory.scaled(1.25).scaled(0.8).process_bytes == pytest.approx(memory.process_bytes, abs=2)
+
+
+def test_what_is_said_is_what_is_counted_in():
+    said = lesson_words(Experience([made_up_run(n, memory=1.2, speed=0.8) for n in range(3)]), T4, LORA)
+    assert (
+        said
+        == "after 3 earlier lora runs on T4, 14.7% more memory and 15.4% less speed than by the formulas is counted in"
+    )
+    assert lesson_words(Experience([made_up_run(memory=1.2)]), T4, LORA).startswith("1 earlier lora run on T4 is kept")
+    assert lesson_words(Experience([made_up_run(n) for n in range(2)]), T4, LORA).endswith("bear the formulas out")
+    assert lesson_words(Experience(), T4, LORA) is None
+    assert lesson_words(Experience(fault="the store is damaged"), T4, LORA) == "the store is damaged"
