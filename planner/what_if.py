@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from planner.hardware import objections, quantizations
 from planner.prediction import Prediction, Target, predict
-from planner.run_config import REFERRING, RunConfig
-from planner.space import OPTIMIZERS, loss_paths
+from planner.run_config import REFERRING, ParallelKnobs, RunConfig
+from planner.space import LAYOUTS, OPTIMIZERS, loss_paths
 from profiles.errors import InputError
 
 
@@ -49,6 +49,8 @@ def _changes(config: RunConfig, target: Target) -> Iterator[tuple[str, dict[str,
     yield from _batch_changes(config)
     yield from _checkpoint_changes(config)
     yield from _length_changes(config)
+    if config.parallel is not None:
+        yield from _layout_changes(config)
     for optim in OPTIMIZERS:
         if optim != config.optim:
             yield f"optim {optim}", {"optim": optim}
@@ -91,6 +93,14 @@ def _checkpoint_changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]
         if way != now:
             names = ("gradient_checkpointing", "checkpoint_every_n_layers", "checkpoint_offload")
             yield change, dict(zip(names, way, strict=True))
+
+
+def _layout_changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The ways to share the run that a search tries."""
+    for layout in map(ParallelKnobs.model_validate, LAYOUTS):
+        if layout != config.parallel:
+            offloaded = ", all in host memory" if layout.offload != "none" else ""
+            yield f"strategy {layout.strategy}{offloaded}", {"parallel": layout.model_dump()}
 
 
 def _length_changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -142,3 +142,9 @@ def benchmark_seconds():
         return perf_counter() - begin
 
     return seconds
+
+
+def test_explain_says_what_another_layout_would_change(capsys: pytest.CaptureFixture[str]):
+    main(["estimate", "8b", "--gpu", "a100-80gb", "--num-gpus", "8", "--explain", "--json"])
+    changes = {one["change"]: one["bytes"] for one in json.loads(capsys.readouterr().out)["knobs"]}
+    assert changes["strategy fsdp, all in host memory"] < changes["strategy fsdp"] < 0

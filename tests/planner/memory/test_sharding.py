@@ -11,6 +11,7 @@ from planner.memory.parameters import adapter_bytes, base_weight_bytes, gradient
 from planner.memory.states import state_bytes
 from planner.network import network
 from planner.step import Adapter, Sharding, ShardingEngine, StepSpec
+from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 
@@ -107,3 +108,29 @@ def test_what_waits_in_host_memory_is_not_on_the_card(engine: ShardingEngine):
     offloaded = replace(step, sharding=Sharding(engine, 4, offload="parameters"))
     names = {component.name for component in estimate(model, offloaded, A100).components}
     assert not {"weights", "optimizer states", "float32 copies"} & names
+
+
+def test_cards_that_split_products_have_a_share_of_what_they_split_and_the_whole_of_the_rest():
+    model = find_model("meta-llama/Llama-3.1-8B")
+    split = replace(FULL, sharding=Sharding("fsdp", 8, tensor_parallel_size=8))
+    arch, whole = network(model, "sft", 8), network(model, "sft")
+    ends = 4 * (2 * 128256 * 4096 + 65 * 4096)
+    assert base_weight_bytes(arch, split) - ends == pytest.approx((base_weight_bytes(whole, FULL) - ends) / 8, rel=1e-3)
+    with pytest.raises(UnsupportedError, match="tensor_parallel_size is 3, which does not divide num_attention_h"):
+        network(model, "sft", 3)
+
+
+def test_cards_that_split_rows_store_a_share_of_the_activations():
+    model = find_model("meta-llama/Llama-3.1-8B")
+    long = replace(FULL, seq_len=32768)
+    stored = {
+        cards: sum(
+            part.bytes
+            for part in estimate(
+                model, replace(long, sharding=Sharding("fsdp", 8, context_parallel_size=cards)), A100
+            ).explain("loss")
+            if part.name == "stored activations"
+        )
+        for cards in (1, 8)
+    }
+    assert stored[8] == pytest.approx(stored[1] / 8, rel=0.05)
