@@ -91,14 +91,16 @@ def read_contributions(path: Path) -> tuple[list[StoredRun], list[Refused]]:
 
 
 def _public(shape: ModelProfile) -> ModelProfile:
-    """`shape` as the catalogue has it, or without its name."""
+    """`shape` without its name, unless the catalogue has the very same."""
     try:
-        known = find_model(shape.hf_id)
+        if find_model(shape.hf_id) == shape:
+            return shape
     except UnknownModelError:
-        name = f"{PRIVATE}/{shape.model_type}"
-        sources = (f"its {shape.model_type} configuration",)
-        return shape.model_copy(update={"hf_id": name, "aliases": (), "sources": sources, "notes": None})
-    return known
+        # A folder, or a model of the Hub that the catalogue does not have.
+        pass
+    name = f"{PRIVATE}/{shape.model_type}"
+    sources = (f"its {shape.model_type} configuration",)
+    return shape.model_copy(update={"hf_id": name, "aliases": (), "sources": sources, "notes": None})
 
 
 def _bare(config: RunConfig, shape: ModelProfile) -> RunConfig:

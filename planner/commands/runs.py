@@ -73,6 +73,8 @@ def runs(
     """
     if export is not None and import_ is not None:
         raise InputError("--export and --import are two things", hint="use one after the other")
+    if folder is not None and (export is not None or import_ is not None):
+        raise InputError(f"FOLDER is {folder}, but --export and --import are about the store", hint="leave it out")
     if export is not None:
         return _export(export, json)
     if import_ is not None:
@@ -180,6 +182,8 @@ def _export(path: Path, json: bool) -> int:
             lines.append(to_give_away(run).model_dump_json())
         except InputError as error:
             left_out.append({"time": run.record.time, "why": error.message})
+    if not lines and not left_out:
+        raise InputError("the store has no run of this machine", hint="`fitune launch` leaves one")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,20 @@ def test_an_export_says_nothing_that_is_private(store):
     assert '"process_bytes"' in text
 
 
+def test_a_private_model_that_is_called_like_a_public_one_keeps_its_own_shape(store):
+    run = made_up_run()
+    narrow = run.shape.model_copy(update={"hf_id": "llama2-7b", "num_hidden_layers": 3})
+    text = exported(store, [replace(run, shape=narrow)])
+    shape = json.loads(text)["shape"]
+    assert (shape["hf_id"], shape["num_hidden_layers"]) == ("private/llama", 3)
+
+
+def test_there_is_no_export_of_nothing(store, tmp_path, capsys):
+    assert main(["runs", "--export", "mine.jsonl"]) == 2
+    assert "the store has no run of this machine" in capsys.readouterr().err
+    assert not (tmp_path / "mine.jsonl").exists()
+
+
 def test_an_export_overwrites_nothing(store, tmp_path, capsys):
     (tmp_path / "mine.jsonl").write_text("precious")
     remember([made_up_run()], store)
@@ -153,10 +168,12 @@ def test_one_bad_line_costs_no_other(store, tmp_path, monkeypatch, capsys):
         (["--export", "a", "--import", "b"], "two things"),
         (["--import", "missing.jsonl"], "missing.jsonl cannot be read"),
         (["--export", "no/such/folder/x"], "cannot be written"),
+        ([".", "--export", "x"], "are about the store"),
     ],
-    ids=["both", "missing", "folder"],
+    ids=["both", "missing", "folder", "place"],
 )
 def test_bad_input_is_told(store, capsys, options, said):
+    remember([made_up_run()], store)
     assert main(["runs", *options]) == 2
     assert said in capsys.readouterr().err
 
