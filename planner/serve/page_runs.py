@@ -40,11 +40,12 @@ class RunLine:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveRun:
-    """A run that goes on, or that ended without a record: its last figures and its curves."""
+class LoggedRun:
+    """A run by its log: its last figures and its curves. Without a record it goes on, or was cut off."""
 
     place: str
     running: bool
+    recorded: bool
     step: int
     max_steps: int
     figures: tuple[tuple[str, str], ...]
@@ -54,9 +55,10 @@ class LiveRun:
 
 @dataclass(frozen=True, slots=True)
 class RunsView:
-    """All runs, the newest first, and what could not be read."""
+    """All runs, the newest first, and what could not be read; `past` are the logs of runs that ended."""
 
-    live: tuple[LiveRun, ...]
+    live: tuple[LoggedRun, ...]
+    past: tuple[LoggedRun, ...]
     ended: tuple[RunLine, ...]
     faults: tuple[str, ...]
 
@@ -73,8 +75,10 @@ def runs_view(folder: Path | None, with_store: bool) -> RunsView:
             if (run.record.time, run.folder) not in known
         ]
     ended.sort(key=lambda found: found[1].time, reverse=True)
-    live = tuple(_live(folder)) if folder else ()
-    return RunsView(live, tuple(_line(place, record) for place, record in ended[:MOST_RUNS]), tuple(faults))
+    logged = list(_logged(folder)) if folder else []
+    live = tuple(run for run in logged if run.running or not run.recorded)
+    past = tuple(run for run in logged if run not in live)
+    return RunsView(live, past, tuple(_line(place, record) for place, record in ended[:MOST_RUNS]), tuple(faults))
 
 
 def _records(folder: Path, faults: list[str]) -> Iterator[tuple[str, RunRecord]]:
@@ -114,16 +118,15 @@ def _line(place: str, record: RunRecord) -> RunLine:
     )
 
 
-def _live(folder: Path) -> Iterator[LiveRun]:
-    """The runs whose log is newer than their record, the newest first."""
+def _logged(folder: Path) -> Iterator[LoggedRun]:
+    """The runs that have a log, the newest first; a record that is older than the log is of a run before."""
     logs = sorted(folder.rglob(LOG_FILE), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in logs[:MOST_RUNS]:
         record = path.with_name(RECORD_FILE)
         running = _is_locked(path.with_name(LOCK_FILE))
-        ended = record.exists() and record.stat().st_mtime >= path.stat().st_mtime
-        lines = list(_log(path)) if running or not ended else []
-        if lines:
-            yield _live_run(path.parent, running, lines)
+        recorded = record.exists() and record.stat().st_mtime >= path.stat().st_mtime
+        if lines := list(_log(path)):
+            yield _logged_run(path.parent, running, recorded, lines)
 
 
 def _log(path: Path) -> Iterator[dict[str, Any]]:
@@ -140,7 +143,7 @@ def _log(path: Path) -> Iterator[dict[str, Any]]:
     yield from lines[:: max(1, len(lines) // MOST_POINTS)]
 
 
-def _live_run(folder: Path, running: bool, lines: list[dict[str, Any]]) -> LiveRun:
+def _logged_run(folder: Path, running: bool, recorded: bool, lines: list[dict[str, Any]]) -> LoggedRun:
     last = lines[-1]
     figures = {
         "loss": f"{last['loss']:.3f}" if last["loss"] is not None else None,
@@ -150,9 +153,10 @@ def _live_run(folder: Path, running: bool, lines: list[dict[str, Any]]) -> LiveR
         "left": format_seconds(last["seconds_left"]) if running and last["seconds_left"] is not None else None,
         "last heard of": f"{datetime.fromisoformat(last['time']):%H:%M:%S} UTC",
     }
-    return LiveRun(
+    return LoggedRun(
         place=str(folder),
         running=running,
+        recorded=recorded,
         step=last["step"],
         max_steps=last["max_steps"],
         figures=tuple((name, value) for name, value in figures.items() if value is not None),

@@ -114,7 +114,9 @@ def test_runs_are_shown_predicted_and_measured(served):
     assert "runs/live stopped without a record" in words
     assert "step 20 of 40" in words
     assert "10.0 GiB 8.0 GiB +25.0%" in words
-    assert html.count("<svg") >= 3
+    assert "runs/ended: memory and loss over 40 steps" in words
+    logo, curves = 1, 2
+    assert html.count("<svg") == logo + 2 * curves
 
 
 def test_a_folder_path_is_not_read(served):
