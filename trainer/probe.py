@@ -50,8 +50,13 @@ class Probe(TrainerCallback):  # type: ignore[misc]
         devices = [args.device] if args.device.type == "cuda" else []
         self._memory.open()
         try:
-            with torch.random.fork_rng(devices=devices), _unnoted(self._trainer), _mode_kept(model):
-                self._step(model, getattr(optimizer, "optimizer", optimizer))
+            with (
+                torch.random.fork_rng(devices=devices),
+                _unnoted(self._trainer),
+                _mode_kept(model),
+                _with_states(getattr(optimizer, "optimizer", optimizer), self._memory),
+            ):
+                self._pass(model)
                 if self._config.data is not None and self._config.data.eval_fraction > 0:
                     self._evaluate(model)
         finally:
@@ -62,14 +67,12 @@ class Probe(TrainerCallback):  # type: ignore[misc]
             f"probe: the longest batch fits, {took}{format_seconds(time.perf_counter() - began)}", highlight=False
         )
 
-    def _step(self, model: PreTrainedModel, optimizer: Optimizer) -> None:
-        """Pass the longest batch beside the states of the optimizer, as each step but the first does."""
-        with _with_states(optimizer, self._memory):
-            model.train()
-            # With accumulation, the second micro-batch meets the gradients of the first.
-            for _micro_batch in range(min(2, self._config.gradient_accumulation_steps)):
-                self._loss(model, self._config.per_device_train_batch_size).backward()
-            model.zero_grad()
+    def _pass(self, model: PreTrainedModel) -> None:
+        """Pass the longest batch; with accumulation twice, since the second micro-batch meets gradients."""
+        model.train()
+        for _micro_batch in range(min(2, self._config.gradient_accumulation_steps)):
+            self._loss(model, self._config.per_device_train_batch_size).backward()
+        model.zero_grad()
 
     def _evaluate(self, model: PreTrainedModel) -> None:
         model.eval()
@@ -88,8 +91,8 @@ class Probe(TrainerCallback):  # type: ignore[misc]
 def _with_states(optimizer: Optimizer, memory: MemoryMeter) -> Iterator[None]:
     """Let `optimizer` do a step that moves nothing, for its states, and forget them at the end.
 
-    A resumed run has its states already. Those of a paged optimizer are no part of torch's memory on a card, and
-    bitsandbytes never gives them back.
+    All that a run does but its first pass, it does beside them. A resumed run has its states already. Those of a paged
+    optimizer are no part of torch's memory on a card, and bitsandbytes never gives them back.
     """
     paged = getattr(optimizer, "is_paged", False) and optimizer.param_groups[0]["params"][0].is_cuda
     if optimizer.state or paged:
