@@ -46,7 +46,8 @@ def communicate(model: ModelProfile, step: StepSpec, links: Links) -> Communicat
     offloaded = _offloaded(step, sharding, links, weights, gradients)
     match sharding.engine:
         case "ddp" | "zero1" | "fsdp1_no_shard":
-            updated = once * weights if sharding.engine == "zero1" else 0.0
+            # What has learned goes back to all, in the dtype of its gradients.
+            updated = once * gradients if sharding.engine == "zero1" else 0.0
             return Communication(0.0, split, 2 * once * gradients, updated + offloaded.per_step)
         case "zero2":
             return Communication(once * gradients, split, 0.0, once * gradients + offloaded.per_step)

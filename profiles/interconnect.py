@@ -97,4 +97,6 @@ def _bus_bytes_per_s(gpu: GpuProfile, pcie: Pcie) -> float:
 @cache
 def interconnect_facts() -> InterconnectFacts:
     """The facts of interconnect.toml, read once."""
-    return InterconnectFacts.model_validate(tomllib.loads(Path(__file__).with_name("interconnect.toml").read_text()))
+    return InterconnectFacts.model_validate(
+        tomllib.loads(Path(__file__).with_name("interconnect.toml").read_text("utf-8"))
+    )
