@@ -29,10 +29,9 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 def start(*arguments: str) -> int:
     """Run the processes to their end; 1 if one of them failed."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # A scheduler sends signals to every process of a job. They are for those that train, which need their time.
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: None)
-    parsed = get_args_parser().parse_args(["--signals-to-handle", "SIGQUIT", *arguments])
+    parsed = get_args_parser().parse_args(arguments)
+    # Torch would end the processes after 30 seconds when it hears one of the others.
+    parsed.signals_to_handle = "SIGQUIT"
     try:
         run(parsed)
     except ChildFailedError as error:
@@ -66,5 +65,13 @@ def _not_met(reason: str, place: str, num_nodes: str) -> str:
     )
 
 
+def leave_signals_to_the_trainers() -> None:
+    """Ignore what a scheduler sends to every process of a job: those that train need their time for a checkpoint."""
+    for number in SIGNALS:
+        # A handler, since what is ignored stays ignored in the processes that are started.
+        signal.signal(number, lambda *_: None)
+
+
 if __name__ == "__main__":
+    leave_signals_to_the_trainers()
     sys.exit(start(*sys.argv[1:]))

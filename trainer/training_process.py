@@ -104,7 +104,7 @@ def run_training(command: Command, status: Path | None = None) -> Ending:
         status = status or Path(folder) / "status"
         env = {**os.environ, **command.env, STATUS_FILE: str(status)}
         # In a group of its own, so that Ctrl-C reaches the trainer once, from here, and not accelerate's process.
-        # Nor does a scheduler's signal to all reach what lies between, which would end of it; the trainer listens.
+        # What lies between would end of a scheduler's signal to all processes; the trainer listens to it in any case.
         before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         process = subprocess.Popen(command.argv, env=env, process_group=0)
         signal.signal(signal.SIGUSR1, before)
