@@ -79,7 +79,7 @@ def _padding() -> Picture:
 
 
 def _errors() -> str:
-    compared, _ = compare(read_runs(RUNS), "closed-form")
+    compared, _ = compare(read_runs(RUNS))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "errors.svg"
         draw(compared, path)

@@ -230,9 +230,17 @@ def key_changes(file: PeerFile, config: RunConfig) -> tuple[KeyChange, ...]:
     for key in (*then, *(key for key in now if key not in then)):
         if now.get(key) == then.get(key):
             continue
-        changes += [KeyChange(key, values.get(key), then.get(key))]
+        new = _joined(values.get(key), then.get(key)) if key not in now else then.get(key)
+        changes += [KeyChange(key, values.get(key), new)]
         changes += [KeyChange(name, values[name], None) for name in _same_as(file.peer, key) if name in values]
     return tuple(change for change in changes if change.old != change.new)
+
+
+def _joined(old: object, new: Any) -> Any:  # noqa: ANN401  # whatever a key may hold
+    """What a list or a section of the file becomes when something is added: what others put there stays."""
+    if isinstance(old, list) and isinstance(new, list):
+        return [*old, *(item for item in new if item not in old)]
+    return {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
 
 
 def _same_as(peer: Peer, key: str) -> tuple[str, ...]:

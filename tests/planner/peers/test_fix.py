@@ -107,3 +107,14 @@ def test_what_is_wished_is_written_as_well():
     wishes = Wishes(max_length=4096)
     fix = check_file(*peer_of(GOLDEN / "axolotl-mistral-qlora.yml"), "t4", wishes=wishes).fix
     assert changed(fix)["sequence_len"] <= 4096
+
+
+def test_other_plugins_stay_when_one_is_added(tmp_path):
+    path = tmp_path / "plugins.yml"
+    text = (GOLDEN / "axolotl-phi2-ft.yml").read_text() + "plugins:\n  - axolotl.integrations.spectrum.SpectrumPlugin\n"
+    path.write_text(text)
+    fix = check_file(*peer_of(path), "rtx-4090").fix
+    assert fix.document.values["plugins"] == [
+        "axolotl.integrations.spectrum.SpectrumPlugin",
+        "axolotl.integrations.liger.LigerPlugin",
+    ]
