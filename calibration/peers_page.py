@@ -35,8 +35,6 @@ MODEL, GPU = "meta-llama/Llama-3.1-8B", "a100-80gb"
 FILE_CARD = "rtx-4090"
 """The card that the peers' files are asked for: some fit, some do not."""
 
-GIB = 2**30
-
 VALIDATED = ("<!-- validated: python -m calibration.peers_page -->", "<!-- end of validated -->")
 READ = ("<!-- read: python -m calibration.peers_page -->", "<!-- end of read -->")
 
@@ -174,8 +172,8 @@ def _file_row(path: Path) -> str:
     answer = check_file(*found, gpu=FILE_CARD)
     counts = Counter(account.status for account in answer.file.accounts)
     missing = ", ".join(f"`{account.key}`" for account in answer.file.not_counted) or "-"
-    prediction = answer.prediction
-    said = f"{prediction.verdict}: {round(prediction.estimate.process_bytes / GIB)} GiB"
+    # Figures would make this table stale with each change of the memory model.
+    said = answer.prediction.verdict
     changes = ", ".join(f"`{change.key}`" for change in answer.fix.changes) if answer.fix else "-"
     numbers = [len(answer.file.accounts), counts["understood"], counts["no effect"], counts["off"]]
     return f"| {path.name} | " + " | ".join(map(str, numbers)) + f" | {missing} | {said} | {changes} |"

@@ -37,7 +37,7 @@ def test_each_run_that_is_written_comes_back_and_is_accepted():
 @pytest.mark.parametrize("peer", PEERS)
 def test_each_key_of_the_schema_is_accounted_for(peer, peers):
     keys = ask_schema(peer, ["--keys"], peers)
-    assert len(keys) > 40
+    assert len(keys) > 30
     assert [key for key in keys if PEERS[peer].keys.reason(key) is None] == []
 
 
