@@ -27,6 +27,9 @@ TORCH_WRAPPERS = (str(Path(torch.__file__).parent / "_dynamo"), str(Path(torch._
 
 JOINS = frozenset({"cat", "stack"})
 
+ADDED_INTO = {"add": 2, "scatter": 1, "scatter_add": 1, "index_put": 1}
+"""Operators that autograd has write into one of so many arguments."""
+
 MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "gemm_4bit", "_grouped_mm"})
 
 
@@ -142,13 +145,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         return self._names[func]
 
     def _sum_in_place(self, name: str, args: tuple[Any, ...]) -> torch.Tensor | None:
-        """The gradient that autograd writes a sum of two gradients into: one that nobody else holds.
+        """The tensor that autograd adds gradients into: one that nobody else holds.
 
-        It does so in place, but not while a Python mode is active (ATen `isTensorSubclassLike`, `input_buffer.cpp`).
+        It does so in place, but not while a Python mode is active (ATen `isTensorSubclassLike`, which is asked in
+        `input_buffer.cpp` for sums, in `FunctionsManual.cpp` for gradients of what was gathered, indexed or selected).
         """
-        if name != "add" or not self._in_place or torch._C._current_graph_task_id() == -1 or not _called_by_autograd():
+        written = ADDED_INTO.get(name)
+        if not written or not self._in_place or torch._C._current_graph_task_id() == -1 or not _called_by_autograd():
             return None
-        return next((g for g in args[:2] if _has_sole_owner(g)), None)
+        return next((g for g in args[:written] if _has_sole_owner(g)), None)
 
     def _need_workspace(self) -> None:
         in_backward = torch._C._current_graph_task_id() != -1

@@ -106,6 +106,24 @@ def test_a_recomputed_layer_belongs_to_the_backward_pass_and_to_itself():
     assert again == [("sin", "layers.1"), ("sin", "layers.0")]
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(
+    ("operator", "select"),
+    [
+        ("scatter_add", lambda x, rows: x.gather(0, rows)),
+        ("index_put", lambda x, rows: x[rows[:, 0]]),
+        ("scatter", lambda x, rows: x.max(0).values),
+    ],
+)
+def test_gradients_of_what_was_selected_are_written_in_place_too(operator, select, in_place):
+    with recording(in_place=in_place) as run:
+        x = torch.empty(4, 8, requires_grad=True)
+        select(x, torch.empty(4, 8, dtype=torch.int64)).sum().backward()
+    names = [allocation.name for allocation in run.stream.allocations if allocation.phase == "backward"]
+    assert "new_zeros" in names
+    assert (operator in names) == (not in_place)
+
+
 @pytest.mark.parametrize(("in_place", "sums"), [(True, 0), (False, 1)])
 def test_two_gradients_are_added_in_place_as_where_no_mode_looks_on(in_place, sums):
     with recording(in_place=in_place) as run:
