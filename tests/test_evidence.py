@@ -5,7 +5,7 @@ import pytest
 from calibration.compare import compare
 from calibration.errors_page import RUNS
 from calibration.measured_runs import read_runs
-from tests.evidence import Claim, accuracy_claims, found_traces
+from tests.evidence import Claim, accuracy_claims, candidate_seconds, estimate_seconds, found_traces
 
 FOR_A_KNOWN_CAUSE = {"reserved by simulation"}
 """Targets that are missed, for causes in `calibration/truth/misses.toml`."""
@@ -27,3 +27,7 @@ def test_traces_meet_their_targets_but_for_known_causes(claims):
 
 def test_no_run_that_ran_out_of_memory_is_called_fits(claims):
     assert all(claim.holds for claim in claims if "called fits" in claim.what)
+
+
+def test_estimates_are_timed():
+    assert 0 < candidate_seconds() < estimate_seconds(calls=3) < 1

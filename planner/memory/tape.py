@@ -31,14 +31,12 @@ class Tensor:
     requires_grad: bool = True
     base: "Tensor | None" = None
     bytes: int = field(init=False)
+    storage: "Tensor" = field(init=False, repr=False)
+    """The tensor whose memory this one uses."""
 
     def __post_init__(self) -> None:
         self.bytes = rounded(self.elements * self.itemsize)
-
-    @property
-    def storage(self) -> "Tensor":
-        """The tensor whose memory this one uses."""
-        return self.base.storage if self.base else self
+        self.storage = self.base.storage if self.base else self
 
 
 @dataclass(eq=False, slots=True)
@@ -179,22 +177,24 @@ class Tape:
         """The peak of the first `ops`; what they make for later ones stays."""
         last_use = self._last_uses(kept)
         stays = set(kept)
-        alive = {self.source}
-        now = self.source.bytes
-        peak = Moment(now, "input", (self.source,))
+        born, gone = {self.source: -1}, dict[Tensor, int]()
+        now = most = self.source.bytes
+        at = -1
         for index, op in enumerate(ops):
-            born = [tensor.storage for tensor in (*op.outputs, *op.cached)]
-            for storage in [*born, *(tensor.storage for tensor in op.saved if tensor.storage in stays)]:
-                if storage not in alive:
-                    alive.add(storage)
+            made = [tensor.storage for tensor in (*op.outputs, *op.cached)]
+            for storage in [*made, *(tensor.storage for tensor in op.saved if tensor.storage in stays)]:
+                if storage not in born:
+                    born[storage] = index
                     now += storage.bytes
-            if now + op.scratch > peak.bytes:
-                peak = Moment(now + op.scratch, op.name, tuple(alive))
-            for storage in [tensor.storage for tensor in (*op.inputs, *op.outputs)]:
-                if last_use.get(storage) == index and storage in alive:
-                    alive.discard(storage)
+            if now + op.scratch > most:
+                most, at = now + op.scratch, index
+            for tensor in (*op.inputs, *op.outputs):
+                storage = tensor.storage
+                if last_use.get(storage) == index and storage in born and storage not in gone:
+                    gone[storage] = index
                     now -= storage.bytes
-        return peak
+        alive = tuple(tensor for tensor, birth in born.items() if birth <= at <= gone.get(tensor, at))
+        return Moment(most, ops[at].name if at >= 0 else "input", alive)
 
     def _last_uses(self, kept: tuple[Tensor, ...]) -> dict[Tensor, int]:
         """For each tensor that dies within the forward pass, the index of the operator that uses it last."""
