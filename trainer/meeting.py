@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
+from planner.jobs.job import PORT
 from planner.run_config import RunConfig
 from profiles.errors import ConfigError
-
-PORT = 29500
-"""Torch's usual port."""
 
 
 @dataclass(frozen=True, slots=True)
