@@ -15,10 +15,11 @@ import typer
 from calibration.model_config import transformers_config
 from calibration.stream import Phase, Stream
 from calibration.trace import trace
+from planner.memory.embedding import stream_itemsize
 from planner.memory.layer import layer_memory, layer_tape
 from planner.memory.tape import rounded
 from planner.network import network
-from planner.run_config import DTYPE_BYTES, Quantization
+from planner.run_config import Quantization
 from planner.step import Adapter, AttentionKernel, StepSpec
 from profiles.architecture import Architecture, Block
 from profiles.errors import FituneError
@@ -97,7 +98,7 @@ def _may_be(closed: SavedTensor, traced: SavedTensor, same_module: bool) -> bool
 def closed_form_saved(parts: Architecture, block: Block, step: StepSpec) -> Iterator[SavedTensor]:
     """What the tape of a layer keeps. Its input, which the layer before made, stands for its output, which is alike."""
     step = step if parts.quantizable else replace(step, quantization=None)
-    width, itemsize = parts.embeddings[0].columns, DTYPE_BYTES[step.base_dtype]
+    width, itemsize = parts.embeddings[0].columns, stream_itemsize(parts, step)
     # The residual stream is what the layer before makes it.
     itemsize = layer_memory(block, step, width, itemsize).output_itemsize
     for module, tensor in layer_tape(block, step, width, itemsize).saved_by_module():

@@ -65,6 +65,7 @@ class Norm:
     copy of a 16-bit input. Torch's own LayerNorm keeps the input itself and two numbers a row. With `float32_scale` the
     product with the weight is in float32 as well, as Gemma's is, so the normalized values are kept in float32. With
     `scales_input` only the variance is of the float32 copy, so a 16-bit input is kept beside it, as T5's is.
+    With `adds_one` the factor is one more than the weight, in float32.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Norm:
     upcast: bool = False
     float32_scale: bool = False
     scales_input: bool = False
+    adds_one: bool = False
 
     @property
     def num_parameters(self) -> int:

@@ -33,6 +33,7 @@ class NormTraits(_Traits):
     upcast: bool = False
     float32_scale: bool = False
     scales_input: bool = False
+    adds_one: bool = False
 
 
 class NormNames(_Traits):

@@ -125,7 +125,8 @@ def _materialized(
     """
     math = ops.step.attention == "math"
     size = query.itemsize
-    score_size = FLOAT32 if math or attention.eager_scores == "float32" else size
+    # Autocast takes products of float32 in 16 bit as well.
+    score_size = FLOAT32 if math or (attention.eager_scores == "float32" and not ops.autocast_size) else size
     given = key, value
     # What was repeated is laid out as a batched product reads it.
     repeated = 1 < attention.num_kv_heads < attention.num_heads and not math

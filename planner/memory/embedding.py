@@ -5,6 +5,7 @@ embedding's output a leaf, `PreTrainedModel.enable_input_require_grads`.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from planner.memory.operators import Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
@@ -26,6 +27,13 @@ def gives_input_gradients(step: StepSpec) -> bool:
     return step.adapter is None or step.checkpointing
 
 
+@lru_cache(maxsize=1024)
+def stream_itemsize(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of an element of what enters the first layer."""
+    return _tape(architecture, step).output.itemsize
+
+
+@lru_cache(maxsize=1024)
 def embedding_memory(architecture: Architecture, step: StepSpec, offloaded: bool) -> EmbeddingMemory:
     """What the embedding's output adds to a first layer, `offloaded` if that keeps its input in host memory.
 

@@ -8,8 +8,8 @@ from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor
 from profiles.architecture import Experts, Mlp
 
-INDEX = 8
-"""Bytes of one int64: a token's or an expert's number."""
+INDEX, INT32 = 8, 4
+"""Bytes of one int64, a token's or an expert's number, and of one int32."""
 
 
 def feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor, dropout: bool) -> Tensor:
@@ -60,7 +60,12 @@ def _routed(ops: Operators, experts: Experts, x: Tensor) -> Tensor:
     ops.tape.add(Op("router", (narrow,), (probabilities,), kept))
     itemsize = FLOAT32 if experts.float32_weights else narrow.itemsize
     weights, chosen = Tensor("routing weights", rows, itemsize), Tensor("chosen experts", rows, INDEX, False)
-    return ops.tape.add(Op("top k", (probabilities,), (weights,), (chosen,)))
+    ops.tape.add(Op("top k", (probabilities,), (weights,), (chosen,)))
+    if experts.float32_weights:  # Mixtral's weights are divided by their sum where they are.
+        sums = Tensor("sum of routing weights", ops.tokens, ROW_STATISTICS)
+        divided = Tensor("routing weights", rows, itemsize, base=weights)
+        return ops.tape.add(Op("divide", (weights,), (divided,), (sums, weights)))
+    return weights
 
 
 def _grouped(ops: Operators, experts: Experts, x: Tensor, weights: Tensor) -> Tensor:
@@ -74,12 +79,13 @@ def _grouped(ops: Operators, experts: Experts, x: Tensor, weights: Tensor) -> Te
     ops.tape.add(Op("order weights", (weights,), (ordered_weights,), (order,)))
     # Autocast leaves grouped products alone; Transformers casts what they read to the weights' dtype.
     narrow = ops.cast(gathered, ops.base_size)
-    gate_up = _product(ops, "gate_up", narrow, rows * 2 * inner, _gate_up(experts))
+    ends = Tensor("ends of groups", experts.num_experts, INT32, False)
+    gate_up = _product(ops, "gate_up", narrow, rows * 2 * inner, _gate_up(experts), ends)
     gate, up = (Tensor(name, rows * inner, narrow.itemsize, base=gate_up) for name in ("gate", "up"))
     ops.tape.add(Op("chunk", (gate_up,), (gate, up)))
     product = ops.multiply("gated", ops.activation(experts.expert.activation, gate), up)
     ops.tape.hold(gate_up)
-    down = _product(ops, "down", product, rows * hidden, _down(experts))
+    down = _product(ops, "down", product, rows * hidden, _down(experts), ends)
     weighted = Tensor("weighted", down.elements, max(down.itemsize, weights.itemsize))
     ops.tape.add(
         Op("weigh", (down, ordered_weights), (weighted,), (down, ordered_weights), backward_scratch=weighted.bytes)
@@ -94,9 +100,9 @@ def _grouped(ops: Operators, experts: Experts, x: Tensor, weights: Tensor) -> Te
     return ops.cast(total, x.itemsize)
 
 
-def _product(ops: Operators, name: str, x: Tensor, elements: int, num_parameters: int) -> Tensor:
-    """A product of groups of rows, each with the matrix of its expert."""
-    kept = (x,) if ops.trainable else ()
+def _product(ops: Operators, name: str, x: Tensor, elements: int, num_parameters: int, ends: Tensor) -> Tensor:
+    """A product of groups of rows, up to their `ends`, each with the matrix of its expert."""
+    kept = (x, ends) if ops.trainable else (ends,)
     out = Tensor(name, elements, x.itemsize)
     return ops.tape.add(Op(name, (x,), (out,), kept, parameter_gradients=ops.gradient_bytes(num_parameters)))
 

@@ -93,12 +93,13 @@ class Operators:
         if not norm.weight:
             return factor
         out = Tensor(norm.name, x.elements, max(factor.itemsize, self.norm_size))
+        scale = (Tensor(f"{norm.name} 1 + weight", norm.size, FLOAT32, False),) if norm.adds_one else ()
         self.tape.add(
             Op(
                 norm.name,
                 (factor,),
                 (out,),
-                saved=(factor,) if self.trainable else (),
+                saved=((factor,) if self.trainable else ()) + scale,
                 backward_scratch=out.bytes if self.trainable else 0,
                 parameter_gradients=self.gradient_bytes(norm.num_parameters),
             )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from planner.memory.embedding import EmbeddingMemory, embedding_memory, gives_input_gradients
+from planner.memory.embedding import EmbeddingMemory, embedding_memory, gives_input_gradients, stream_itemsize
 from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
@@ -164,7 +164,8 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
     hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
     sharded, step = step, at_work(step)
     key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
-    stream = DTYPE_BYTES[step.base_dtype]
+    stream = stream_itemsize(architecture, key)
+    first = 0
     for block in architecture.blocks:
         width = hidden_size or block.attention.output.out_features
         encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
@@ -174,23 +175,29 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
         if block.cross_attention:
             norm = final_norm_memory(architecture.final_norms[0], key, width, "residual" in block.dropout)
             yield LayerGroup(norm, 1, False, False)
-        for count, checkpointed in _runs(block.count, step.checkpoint_every if step.checkpointing else None):
+            first = 0
+        for count, checkpointed in _runs(first, block.count, step.checkpoint_every if step.checkpointing else None):
             memory = layer_memory(block, key, width, stream, input_gradients)
             input_gradients = True
             offloaded = checkpointed and step.checkpoint_offload
             unit = layer_unit(block, architecture, sharded)
             yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit.gathered, unit.reduced)
             stream = memory.output_itemsize
+        first += block.count
 
 
-def _runs(count: int, every: int | None) -> Iterator[tuple[int, bool]]:
-    """Layers that are alike, and whether they are checkpointed: the first of each `every`, or none."""
+def _runs(first: int, count: int, every: int | None) -> Iterator[tuple[int, bool]]:
+    """Layers that are alike, from the one with the number `first` on, and whether they are checkpointed: the first of
+    each `every`, or none.
+    """
     unit = every or 1
     last = (count - 1) // unit * unit
     for start, end in ((0, unit), (unit, last), (max(last, unit), count)):
         layers = min(end, count) - start
-        checkpoints = -(-layers // unit) if every else 0
-        if checkpoints > 0:
+        if layers <= 0:
+            continue
+        checkpoints = -(-(first + start + layers) // unit) + (-(first + start) // unit) if every else 0
+        if checkpoints:
             yield checkpoints, True
         if layers > checkpoints:
             yield layers - checkpoints, False

@@ -1,11 +1,13 @@
 """The closed form against the trace, on shrunken models: saved tensors by name, and the peaks of the phases.
 
 Left out: T5 (its peaks differ by up to 9 %), torch's math kernel with dropout of attention weights (which the trace
-takes from the CPU), Liger's and the chunked loss, and Falcon without masks (its class makes one of its own).
+takes from the CPU), and Falcon without masks (its class makes one of its own).
 """
 
+from itertools import cycle
+
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from planner.memory.estimate import estimate
@@ -17,7 +19,8 @@ from profiles.model_catalog import find_model
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 0.02
+TOLERANCE, TOLERANCE_OF_A_PHASE = 0.02, 0.03
+"""Of the largest peak, and of each phase: one that does not bind may name a tensor less."""
 
 SHAPE = {
     "num_hidden_layers": 4,
@@ -86,48 +89,64 @@ def phases(model: ModelProfile, step: StepSpec) -> dict[str, int]:
 def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
     """A model and a step that its class can take."""
     name = draw(st.sampled_from((*FUSED, *EAGER_ONLY)))
-    kernels = ("eager",) if name in EAGER_ONLY else ("flash", "efficient", "eager")
-    method = draw(st.sampled_from(("full", "lora", "qlora", "int8")))
+    parts = network(find_model(name), "sft")
+    drops_attention = any("attention" in block.dropout for block in parts.blocks)
+    kernels = ("flash", "efficient", "eager") if drops_attention else ("flash", "efficient", "eager", "math")
+    method = draw(st.sampled_from(("full", "full in float32", "lora", "qlora", "int8")))
     checkpointing = draw(st.sampled_from(("none", "all", "every second", "offloaded")))
-    names = tuple(sorted({linear.name for linear, _ in network(find_model(name), "sft").linears()}))
+    names = tuple(sorted({linear.name for linear, _ in parts.linears()}))
     adapter = Adapter(8, names, draw(st.sampled_from((0.0, 0.1))), "float32")
+    learns_all = method.startswith("full")
+    # The head of a softcap is none that the kernels in place know.
+    losses = ("full", "fused", "liger", "chunked") + (() if parts.logit_softcap else ("full_inplace",))
     step = StepSpec(
         micro_batch=draw(st.integers(1, 3)),
         seq_len=draw(st.sampled_from((128, 256, 384))),
-        weight_dtype="bfloat16",
-        adapter=None if method == "full" else adapter,
+        weight_dtype="float32" if method == "full in float32" else "bfloat16",
+        adapter=None if learns_all else adapter,
         quantization={"qlora": "nf4", "int8": "int8"}.get(method),
         double_quant=method == "qlora",
         autocast=None if method == "full" else "bfloat16",
-        attention=draw(st.sampled_from(kernels)),
-        loss=draw(st.sampled_from(("full", "fused"))),
+        attention="eager" if name in EAGER_ONLY else draw(st.sampled_from(kernels)),
+        loss=draw(st.sampled_from(losses)),
         checkpointing=checkpointing != "none",
         checkpoint_every=2 if checkpointing == "every second" else 1,
         checkpoint_offload=checkpointing == "offloaded",
+        kernels="foak" if method in ("lora", "qlora") and draw(st.booleans()) else "torch",
     )
     return name, step
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+# A trace takes seconds, so a failing cell is shown as it was drawn.
+@settings(
+    max_examples=8,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(cells())
-def test_every_phase_peaks_where_the_trace_does(cell: tuple[str, StepSpec]):
+def test_the_peak_is_that_of_the_trace(cell: tuple[str, StepSpec]):
     from calibration.model_config import transformers_config
     from calibration.trace import trace
 
     name, step = cell
     model = small(name)
-    traced = trace(transformers_config(model), step).peaks()
-    for phase, predicted in phases(model, step).items():
-        assert predicted == pytest.approx(traced[phase], rel=TOLERANCE), phase
+    traced, predicted = trace(transformers_config(model), step).peaks(), phases(model, step)
+    assert max(predicted.values()) == pytest.approx(max(traced.values()), rel=TOLERANCE)
+    for phase, peak in predicted.items():
+        assert peak == pytest.approx(traced[phase], rel=TOLERANCE_OF_A_PHASE), phase
 
 
-@pytest.mark.parametrize("method", ["full", "qlora"])
-@pytest.mark.parametrize("name", ["llama3.1-8b", "phi-2", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "method"), list(zip((*FUSED, *EAGER_ONLY), cycle(("full", "lora", "qlora")), strict=False))
+)
 def test_the_same_tensors_are_saved_by_name(name: str, method: str):
     from calibration.parity import named_step, saved_pairs
 
     model = small(name)
-    pairs = saved_pairs(model, named_step(model, method, "flash", False, 2, 256))
+    kernel = "eager" if name in EAGER_ONLY else "flash"
+    pairs = saved_pairs(model, named_step(model, method, kernel, False, 2, 256))
     assert len(pairs) > 10
     assert [pair for pair in pairs if pair.closed_form is None or pair.trace is None] == []
 
