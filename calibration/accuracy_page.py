@@ -22,6 +22,7 @@ from planner.units import format_bytes
 from planner.verdict import Verdict
 from profiles.fitted import fitted
 from profiles.overheads import overheads
+from profiles.slack import simulated_slack
 
 HERE = Path(__file__).parent
 PAGE = HERE / "ACCURACY.md"
@@ -225,6 +226,7 @@ def _duel_part() -> list[str]:
 
 def _constants_table() -> str:
     facts, speed = overheads(), speed_facts()
+    simulated = simulated_slack()
     slack = ", ".join(f"{one.kind} {one.value:g}" for one in fitted().slack)
     cards = [name for row in facts.context.cards for name in row.names[:1]]
     measured = sum(len(row.gpus) for row in speed.products.measured)
@@ -232,6 +234,11 @@ def _constants_table() -> str:
         ("grain and segments of the allocator", "source of torch", "exact"),
         ("cuBLAS workspaces", "source of torch", "exact"),
         ("weights, gradients, states, activations", "counted from the code of the libraries", "see Memory"),
+        (
+            "slack of the allocator beside the passes",
+            f"{simulated.steps} simulated steps",
+            f"reserved memory of those: {simulated.median_error:.1%}, 95th percentile {simulated.p95_error:.1%}",
+        ),
         (f"slack of the allocator: {slack}", "published runs, fitted", "see below"),
         ("range around the prediction", "published runs", "see The range"),
         (f"CUDA context of {', '.join(cards)}", "messages in public", "each from one to a few messages"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from calibration.residuals import Predicted
-from profiles.fitted import Slack, SlackKind, slack_kind
+from profiles.fitted import Slack, SlackKind
 
 USUAL = 0.6745
 """Half of a normal distribution lies within so many of its deviations from its middle."""
@@ -13,10 +13,12 @@ DIGITS = 3
 
 
 def fit_slack(runs: Sequence[Predicted]) -> tuple[Slack, ...]:
-    """The middle of each kind, of the runs on one card that publish reserved memory. A few odd ones do not move it."""
+    """The middle of the runs on one card that publish reserved memory and peak in the optimizer step.
+
+    A few odd ones do not move it. What is cached beside the passes is simulated (`slack.py`).
+    """
     used = [one for one in runs if one.run.num_gpus == 1 and one.run.reserved_bytes]
-    kinds = sorted({_kind(one) for one in used})
-    return tuple(_fitted(kind, [one for one in used if _kind(one) == kind]) for kind in kinds)
+    return (_fitted("step", [one for one in used if one.memory.binding_phase == "step"]),)
 
 
 def _fitted(kind: SlackKind, runs: Sequence[Predicted]) -> Slack:
@@ -40,10 +42,6 @@ def _left_out(runs: Sequence[Predicted], of_all: float) -> float:
         others = [_share(other) for other in runs if other.run.harness != one.run.harness]
         errors.append(abs(_error(one, median(others) if others else of_all)))
     return median(errors)
-
-
-def _kind(one: Predicted) -> SlackKind:
-    return slack_kind(one.memory.binding_phase == "step", one.attention)
 
 
 def _share(one: Predicted) -> float:

@@ -26,6 +26,10 @@ class Prediction:
 
 
 def closed_form(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction:
-    """The estimate of the planner. Raises UnsupportedError for what it does not describe."""
-    predicted = estimate(model, step, gpu)
-    return Prediction(predicted.allocated_bytes, predicted.reserved_bytes, verdict(predicted, usable_bytes(gpu)))
+    """The estimate of the planner. Raises UnsupportedError for what it does not describe.
+
+    On a full card the allocator gives back what it caches, so no run reserves more than there is.
+    """
+    predicted, usable = estimate(model, step, gpu), usable_bytes(gpu)
+    reserved = max(predicted.allocated_bytes, min(predicted.reserved_bytes, usable - gpu.context_bytes))
+    return Prediction(predicted.allocated_bytes, reserved, verdict(predicted, usable))

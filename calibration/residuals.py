@@ -63,9 +63,9 @@ class Predicted:
 
     def range_with(self, spreads: Residuals, gpu: GpuProfile | None = None) -> tuple[int, int]:
         """Where the process is expected with these `spreads`, on its card or on another one."""
-        at_step = self.memory.binding_phase == "step"
+        memory = self.memory
         found = process_memory(
-            self.memory.allocated_bytes, self.memory.activation_bytes, at_step, self.step, gpu or self.gpu, spreads
+            memory.allocated_bytes, memory.reserved_bytes, memory.activation_bytes, self.step, gpu or self.gpu, spreads
         )
         return found.interval_bytes
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from planner.memory.estimate import Component, MemoryEstimate, Phase
+from planner.memory.estimate import Component, MemoryEstimate
+from planner.memory.reserved import Phase
 from planner.run_config import RunConfig
 from planner.verdict import usable_bytes
 from profiles.errors import EnvironmentFault, InputError, RunError

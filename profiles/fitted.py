@@ -41,12 +41,12 @@ class Efficiencies(_Facts):
 AttentionKind = Literal["fused", "eager"]
 """Whether attention is one kernel, or materializes the scores."""
 
-SlackKind = Literal["fused", "eager", "step"]
-"""Where the peak is: in layers with fused attention, in those that materialize the scores, or in the optimizer step."""
+SlackKind = Literal["step"]
+"""Where the peak is: in the optimizer step. What is cached beside the passes is simulated (`slack.py`)."""
 
 
 class Slack(_Facts):
-    """Reserved less allocated memory at the peak, as a share of the bytes of activations."""
+    """Reserved less allocated memory at the peak, as a share of the bytes of activations, which lie idle beside it."""
 
     kind: SlackKind
     value: float = Field(ge=0)
@@ -55,11 +55,6 @@ class Slack(_Facts):
     error_left_out: float = Field(ge=0, description="the same, each one who measured left out of the fit")
     runs: int = Field(gt=0)
     records: tuple[str, ...] = Field(description="where the runs stand")
-
-
-def slack_kind(at_optimizer_step: bool, attention: AttentionKind) -> SlackKind:
-    """The kind of a step; at its peak in the optimizer the blocks of activations lie idle beside it."""
-    return "step" if at_optimizer_step else attention
 
 
 class MeasuredContext(_Facts):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from planner.memory.parameters import (
     adapter_bytes,
@@ -12,10 +11,10 @@ from planner.memory.parameters import (
     trainable_itemsize,
     trainable_weights,
 )
-from planner.memory.reserved import process_memory
+from planner.memory.reserved import Cached, Phase, process_memory, reserved_bytes
 from planner.memory.sharding import at_work, bucket_bytes, float32_gradient_bytes, host_bytes
 from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
-from planner.memory.timeline import Peak, evaluation_peak, timeline
+from planner.memory.timeline import Peak, Timeline, evaluation_peak, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
 from planner.network import network
 from planner.run_config import DTYPE_BYTES
@@ -25,8 +24,6 @@ from profiles.architecture import Architecture
 from profiles.errors import UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
-
-Phase = Literal["load", "forward", "loss", "reference", "backward", "step", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,8 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         parts, peak = moments.get(phase, ({}, None))
         return _components(loading if phase == "load" else static | parts, arch, step, peak)
 
-    process = process_memory(phases[binding], activations, binding == "step", step, gpu)
+    reserved = reserved_bytes(phases, _cached(timeline(arch, step), step, activations))
+    process = process_memory(phases[binding], reserved, activations, step, gpu)
     return MemoryEstimate(
         phases=phases,
         binding_phase=binding,
@@ -111,6 +109,11 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         host_bytes=host_bytes(arch, step),
         explain=explain,
     )
+
+
+def _cached(activity: Timeline, step: StepSpec, activations: int) -> Cached:
+    loss = max(activity.loss_forward.working, activity.loss_backward.working) if step.checkpointing else 0
+    return Cached(activity.transients, loss, activations)
 
 
 def _refuse_undescribed(adapter: Adapter | None) -> None:

@@ -1,13 +1,18 @@
 """From allocated memory to what the process takes from the card: the allocator's slack and the CUDA context."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.step import StepSpec
 from planner.units import MIB
-from profiles.fitted import AttentionKind, fitted, slack_kind
+from profiles.fitted import AttentionKind, fitted
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
 from profiles.residuals import Residuals, residuals
+from profiles.slack import simulated_slack
+
+Phase = Literal["load", "forward", "loss", "reference", "backward", "step", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +24,47 @@ class ProcessMemory:
     interval_bytes: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Bytes whose blocks the allocator may hold beside a peak.
+
+    `transients` are what the forward pass of one layer makes beyond its input, `loss` what the loss has at work where
+    layers are checkpointed (else 0: then layers store nothing in its blocks), `activations` all that is no gradient.
+    """
+
+    transients: int
+    loss: int
+    activations: int
+
+
+def reserved_bytes(phases: Mapping[Phase, int], cached: Cached) -> int:
+    """What torch's allocator takes from the card: the largest of the phases, each with what is cached beside it.
+
+    While the loss peaks, the transients of a layer lie in blocks too small for logits. With checkpoints the blocks of
+    the loss are cut up by what the layers store. Where the optimizer has the peak, blocks of activations lie idle.
+    Source of the shares and their error: `profiles/slack.toml`, and for the optimizer `profiles/fitted.toml`.
+    """
+    slack = simulated_slack()
+    cut = slack.cut * cached.loss
+    steps = max(phases, key=lambda phase: phases[phase]) == "step"
+    beside: dict[Phase, float] = {
+        "forward": cut,
+        "loss": slack.transients * cached.transients + slack.cut_at_loss * cached.loss,
+        "backward": cut,
+        "step": fitted().slack_share("step") * cached.activations * steps,
+    }
+    return max(size + round(beside.get(phase, 0)) for phase, size in phases.items())
+
+
 def process_memory(
     allocated_bytes: int,
+    reserved_bytes: int,
     activation_bytes: int,
-    at_optimizer_step: bool,
     step: StepSpec,
     gpu: GpuProfile | None,
     spreads: Residuals | None = None,
 ) -> ProcessMemory:
-    """allocated + slack x activations + context, and buffers of NCCL where cards talk to each other.
+    """reserved + context, and buffers of NCCL where cards talk to each other.
 
     The range reaches as far up as measured runs lay above that (`spreads`).
 
@@ -38,12 +75,10 @@ def process_memory(
     """
     if gpu is None:
         return ProcessMemory(allocated_bytes, allocated_bytes, (allocated_bytes, allocated_bytes))
-    kind = attention_kind(step)
-    typical = fitted().slack_share(slack_kind(at_optimizer_step, kind))
-    above = (spreads or residuals()).highest(gpu, method_of_step(step), kind)
-    reserved, high = (allocated_bytes + round(share * activation_bytes) for share in (typical, typical + above))
+    above = (spreads or residuals()).highest(gpu, method_of_step(step), attention_kind(step))
+    high = reserved_bytes + round(above * activation_bytes)
     context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
-    return ProcessMemory(reserved, reserved + context, (allocated_bytes + context, high + context))
+    return ProcessMemory(reserved_bytes, reserved_bytes + context, (allocated_bytes + context, high + context))
 
 
 def attention_kind(step: StepSpec) -> AttentionKind:

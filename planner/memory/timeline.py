@@ -94,7 +94,8 @@ class Peak:
 class Timeline:
     """The peaks of the phases that have activations; a reference is asked between loss and backward pass.
 
-    The loss has two: the last of the forward pass, and the first of the backward pass.
+    The loss has two: the last of the forward pass, and the first of the backward pass. `transients` are the bytes that
+    the forward pass of one layer makes beyond its input, at most.
     """
 
     forward: Peak
@@ -102,6 +103,7 @@ class Timeline:
     loss_backward: Peak
     reference: Peak | None
     backward: Peak
+    transients: int
 
 
 @lru_cache(maxsize=4096)
@@ -119,6 +121,7 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
         forward=_forward(groups, embedding, engine),
         loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
+        transients=max(group.forward.bytes - group.memory.input_bytes for group in groups),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
         backward=_backward(
             groups, stored, loss, _embedding_peak(architecture, worked), not step.gradients_persist, engine

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from planner.memory.estimate import Component, MemoryEstimate, Phase
+from planner.memory.estimate import Component, MemoryEstimate
+from planner.memory.reserved import Phase
 from planner.picture.shapes import Ink, Line, Picture, Rect, Shape, Text, text_width
 from planner.units import format_bytes
 

@@ -6,7 +6,8 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
-from planner.memory.estimate import MemoryEstimate, Phase
+from planner.memory.estimate import MemoryEstimate
+from planner.memory.reserved import Phase
 from planner.prediction import Prediction
 from planner.report.answer import WORDS, evidence_facts, gpu_words, method_words, print_facts, setting_facts, size_words
 from planner.report.bar import print_memory_bar
