@@ -151,7 +151,8 @@ def from_repository(path: str) -> str:
         page = pages.get(found.relative_to(ROOT).as_posix()) if found.is_relative_to(ROOT) else None
         return f"[{words}]({page}{'#' + anchor if anchor else ''})" if page else words
 
-    return LINK.sub(linked, (ROOT / path).read_text(encoding="utf-8"))
+    # Pictures of the repository that stand in docs/ are beside the page.
+    return LINK.sub(linked, (ROOT / path).read_text(encoding="utf-8")).replace("](docs/", "](")
 
 
 def errors_summary() -> str:
