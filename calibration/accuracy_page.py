@@ -263,7 +263,14 @@ def _constants_table() -> str:
 
 def _slack_table() -> str:
     rows = [
-        (one.kind, f"{one.value:g}", f"{one.spread:g}", f"{one.error:.1%}", f"{one.error_left_out:.1%}", str(one.runs))
+        (
+            one.kind,
+            f"{one.value:g}",
+            f"{one.spread:g}",
+            f"{one.error:.1%}",
+            "-" if one.error_left_out is None else f"{one.error_left_out:.1%}",
+            str(one.runs),
+        )
         for one in fitted().slack
     ]
     return _table(("slack, where the peak is", "value", "spread", "error of reserved", "left out", "runs"), rows)

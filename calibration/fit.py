@@ -146,7 +146,8 @@ def as_toml(found: Fitted) -> str:
         lines += [f"error = {one.error:g}", f"error_left_out = {one.error_left_out:g}", *_named(one.runs, one.records)]
     for slack in found.slack:
         lines += ["", "[[slack]]", f'kind = "{slack.kind}"', f"value = {slack.value:g}", f"spread = {slack.spread:g}"]
-        lines += [f"error = {slack.error:g}", f"error_left_out = {slack.error_left_out:g}"]
+        lines.append(f"error = {slack.error:g}")
+        lines += [] if slack.error_left_out is None else [f"error_left_out = {slack.error_left_out:g}"]
         lines += _named(slack.runs, slack.records)
     for card in found.context:
         lines += ["", "[[context]]", f"gpu = {json.dumps(card.gpu)}", f"mib = {card.mib}"]
@@ -219,7 +220,8 @@ def _slack(found: Fitted) -> Table:
         table.add_column(column, justify="right")
     for one in found.slack:
         before = f"{fitted().slack_share(one.kind):.3g}"
-        errors = (f"{one.error:.1%}", f"{one.error_left_out:.1%}", str(one.runs))
+        left_out = "-" if one.error_left_out is None else f"{one.error_left_out:.1%}"
+        errors = (f"{one.error:.1%}", left_out, str(one.runs))
         table.add_row(one.kind, before, f"{one.value:.3g}", f"{one.spread:.2g}", *errors)
     return table
 

@@ -29,19 +29,21 @@ def _fitted(kind: SlackKind, runs: Sequence[Predicted]) -> Slack:
         value=round(max(0.0, middle), DIGITS),
         spread=round(median(abs(share - middle) for share in shares) / USUAL, DIGITS),
         error=round(median(abs(_error(one, middle)) for one in runs), DIGITS),
-        error_left_out=round(_left_out(runs, middle), DIGITS),
+        error_left_out=_left_out(runs),
         runs=len(runs),
         records=tuple(f"runs.csv: {harness}" for harness in sorted({one.run.harness for one in runs})),
     )
 
 
-def _left_out(runs: Sequence[Predicted], of_all: float) -> float:
-    """The median error of reserved memory where each one who measured is left out; of all, where there is but one."""
+def _left_out(runs: Sequence[Predicted]) -> float | None:
+    """The median error of reserved memory where each one who measured is left out; None where only one did."""
+    if len({one.run.harness for one in runs}) < 2:
+        return None
     errors = []
     for one in runs:
         others = [_share(other) for other in runs if other.run.harness != one.run.harness]
-        errors.append(abs(_error(one, median(others) if others else of_all)))
-    return median(errors)
+        errors.append(abs(_error(one, median(others))))
+    return round(median(errors), DIGITS)
 
 
 def _share(one: Predicted) -> float:

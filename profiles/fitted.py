@@ -52,7 +52,9 @@ class Slack(_Facts):
     value: float = Field(ge=0)
     spread: float = Field(ge=0, description="standard deviation of a run, in the same shares")
     error: float = Field(ge=0, description="median error of the reserved memory, as a share of it")
-    error_left_out: float = Field(ge=0, description="the same, each one who measured left out of the fit")
+    error_left_out: float | None = Field(
+        default=None, ge=0, description="the same, each one who measured left out of the fit; None if only one did"
+    )
     runs: int = Field(gt=0)
     records: tuple[str, ...] = Field(description="where the runs stand")
 
