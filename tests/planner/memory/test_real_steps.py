@@ -13,7 +13,7 @@ from profiles.model_catalog import find_model
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 0.03
+TOLERANCE = 0.01
 
 SMALL = {
     "hidden_size": 256,
@@ -69,6 +69,9 @@ def small(name: str) -> ModelProfile:
 LOOPS = ("mixtral-8x7b", "full, autocast, nothing checkpointed")
 
 
+FARTHER_OFF = {("olmo2-1b", "lora, eager, dropout"): 0.015}
+
+
 @pytest.mark.parametrize(("name", "case"), [(n, c) for n in MODELS for c in STEPS if (n, c) != LOOPS])
 def test_the_peak_of_a_real_step_is_predicted(name: str, case: str, tmp_path: Path):
     from tests.planner.memory.real_step import measured_peak
@@ -79,4 +82,5 @@ def test_the_peak_of_a_real_step_is_predicted(name: str, case: str, tmp_path: Pa
     if step.adapter:
         step = replace(step, adapter=replace(step.adapter, targets=names))
     measured = measured_peak(model, step, tmp_path)
-    assert estimate(model, step, None).allocated_bytes == pytest.approx(measured, rel=TOLERANCE)
+    tolerance = FARTHER_OFF.get((name, case), TOLERANCE)
+    assert estimate(model, step, None).allocated_bytes == pytest.approx(measured, rel=tolerance)
