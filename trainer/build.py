@@ -28,7 +28,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from planner.run_config import Dtype, RunConfig
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.adapter import adapter_config, first_line, linear_names
-from trainer.hardware import check_attention, check_model_type
+from trainer.hardware import check_attention, check_model_type, keep_packed_weights
 from trainer.layout import deepspeed_config
 from trainer.model_name import weights_name
 
@@ -151,6 +151,7 @@ def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.
             )
     except (OSError, ValueError) as error:
         raise _unknown(config, error) from error
+    keep_packed_weights(model)
     return prepare_model(model)
 
 

@@ -112,6 +112,17 @@ def cast_trainable_to_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def keep_packed_weights(model: nn.Module) -> None:
+    """Let an evaluation on a CPU leave 4-bit weights as they are.
+
+    With AVX-512 for bfloat16, bitsandbytes packs them anew for each evaluation and back for training, and rounds their
+    block constants to bfloat16 on the way (0.50 `functional._convert_weight_packed_for_cpu`): the base would change.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def expand_shared_heads(capability: ComputeCapability) -> None:
     """Make Transformers repeat shared key and value heads before torch's attention, on cards older than Ampere.
 

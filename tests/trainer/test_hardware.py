@@ -240,6 +240,20 @@ def test_4_bit_weights_are_computed_in_the_dtype_of_the_run(precision, computed)
     assert (made.bnb_4bit_quant_type, made.bnb_4bit_use_double_quant) == ("nf4", True)
 
 
+def test_an_evaluation_on_a_cpu_leaves_4_bit_weights_as_they_are(tiny_config):
+    import torch
+
+    from trainer.build import load_architecture, load_model
+
+    run = tiny_config(method="qlora", quantization="nf4")
+    model = load_model(run, load_architecture(run), torch.device("cpu")).train()
+    tokens = torch.arange(16).reshape(1, 16)
+    with torch.no_grad():
+        before = model(tokens).logits
+        model.eval()(tokens)
+        assert torch.equal(model.train()(tokens).logits, before)
+
+
 def test_each_process_takes_the_card_of_its_number(monkeypatch):
     import torch
 
