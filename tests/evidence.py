@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.compare import as_kept, by_trace, compare
+from calibration.compare import WIDTH, as_kept, by_trace, compare
 from calibration.error_table import Comparison, Metric, Skipped, errors_of, reasons, summarize
 from calibration.errors_page import EXPLAINED_FROM, RUNS, TRACED
 from calibration.kept_traces import KeptTraces
@@ -220,7 +220,7 @@ def main(
     as_data: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print all that shows that the predictions are right; exit code 1 if something is not as it should be."""
-    console, notes = Console(), notes_console()
+    console, notes = Console(width=None if sys.stdout.isatty() else WIDTH), notes_console()
     claims = [*accuracy_claims(found_traces(fresh), compare(read_runs(RUNS))), *time_claims()]
     with notes.status("a step of a tiny model") as status:
         claims += real_step_claims(lambda name: status.update(f"steps of a tiny {name}"))
@@ -245,7 +245,7 @@ def _table(claims: Iterable[Claim]) -> Table:
 
 def _where_from() -> str:
     versions = KeptTraces(TRACED).tracers().values()
-    texts = (", ".join(f"{name} {version}" for name, version in found.items()) for found in versions)
+    texts = sorted({", ".join(f"{name} {version}" for name, version in found.items()) for found in versions})
     return f"Traced with {' and with '.join(texts)}; run by run in calibration/ERRORS.md."
 
 
