@@ -183,14 +183,15 @@ def engine_of(architecture: Architecture, step: StepSpec) -> Engine:
         tail += rounded(architecture.head.num_parameters * size)
     else:  # accelerate 1.15 fsdp2_prepare_model: a shared table is in the unit of final norm and head
         tables, tail = 0, tail + tables
-    kept = gradient_bytes(architecture, step)
+    kept, whole = gradient_bytes(architecture, step), gradient_bytes(architecture, at_work(step))
     return Engine(
         sharding=sharding,
         embedding=tables,
         tail=tail,
         reusable=LIVE_PARAMETERS * size,
         tied=architecture.tied,
-        kept_share=0.0 if sharding.gradients_on_host else kept / gradient_bytes(architecture, at_work(step)),
+        # Where a reference answers below the adapter, nothing learns.
+        kept_share=0.0 if sharding.gradients_on_host or not whole else kept / whole,
         retains_inputs=sharding.is_fsdp1 and step.adapter is not None and step.checkpointing,
         prefetches=not (sharding.is_fsdp1 and step.adapter and not sharding.replicates_adapter),
     )

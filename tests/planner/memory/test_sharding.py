@@ -134,3 +134,12 @@ def test_cards_that_split_rows_store_a_share_of_the_activations():
         for cards in (1, 8)
     }
     assert stored[8] == pytest.approx(stored[1] / 8, rel=0.05)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "fsdp1", "zero2", "zero3"])
+def test_a_reference_below_an_adapter_works_on_what_it_works_on_alone(engine: ShardingEngine):
+    step = replace(FULL, weight_dtype="bfloat16", adapter=LORA, objective="dpo", reference="adapter_off")
+    model = find_model("meta-llama/Llama-3.1-8B")
+    parts = [estimate(model, each, A100).explain("reference") for each in (step, shared(step, engine, 8))]
+    alone, among = ([part.bytes for part in each if part.name == "loss at work"] for each in parts)
+    assert alone == among != []
