@@ -21,6 +21,9 @@ from trainer.meeting import Meeting
 STATUS_FILE = "FITUNE_STATUS_FILE"
 """Variable that names the file in which the trainer leaves its process number, and how it ended, as lines of JSON."""
 
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The names of the settings of torch's allocator, the newer one first."""
+
 ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
 
 
@@ -67,9 +70,9 @@ def training_command(
         # As many of the cards that this process may use: TRL refuses to train where it sees more than one a process.
         usable = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(config.num_gpus)))).split(",")
         env["CUDA_VISIBLE_DEVICES"] = ",".join(usable[: config.num_gpus])
-        # The second name is the newer one.
-        for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-            env[name] = os.environ.get(name, "expandable_segments:True")
+        # Versions of torch differ in which name comes first, so a user's setting of one must stand in both.
+        given = (os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ)
+        env |= dict.fromkeys(ALLOCATOR_VARIABLES, next(given, "expandable_segments:True"))
     return Command(tuple(argv), env)
 
 

@@ -40,6 +40,15 @@ def test_a_run_on_a_card_sees_one_card(monkeypatch):
     assert "--cpu" not in command.argv
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_a_setting_of_the_allocator_that_the_user_made_stands_under_both_its_names(monkeypatch, name):
+    for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    env = training_command(RunConfig(model="m", lora=LoraKnobs(), gpu="t4"), RUN).env
+    assert env["PYTORCH_CUDA_ALLOC_CONF"] == env["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:128"
+
+
 def test_a_run_on_the_cpu_sees_no_card_and_uses_all_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     command = training_command(RunConfig(model="m", lora=LoraKnobs()), RUN)
