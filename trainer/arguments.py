@@ -51,6 +51,9 @@ def _batch_settings(config: RunConfig) -> dict[str, Any]:
         "fp16": config.mixed_precision == "fp16",
         "bf16_full_eval": False,
         "fp16_full_eval": False,
+        # Kernels that some cards do not have, or that take minutes to begin, are nobody's default.
+        "tf32": None,
+        "use_liger_kernel": False,
         "torch_compile": False,
         "use_cpu": config.gpu is None,
         "dataloader_num_workers": 0,

@@ -191,6 +191,23 @@ def test_a_t4_learns_in_float32_on_a_base_in_float16(t4_trainer, row):
     assert {weight.dtype for weight in weights if not weight.requires_grad} == {torch.float16, torch.uint8}
 
 
+@pytest.mark.parametrize("row", ["sft", "dpo", "kto", "orpo", "reward", "sft of an encoder-decoder"])
+def test_no_kernel_is_chosen_that_a_card_may_lack_or_that_takes_minutes_to_begin(row):
+    import torch
+    from rich.console import Console
+
+    from tests.trainer.objective_runs import run_config
+    from trainer.run import prepare, quiet_libraries
+
+    with quiet_libraries():
+        settings = prepare(run_config(row, "lora"), torch.device("cpu"), Console(quiet=True)).args
+    # TensorFloat-32 stays as torch has it, which is off.
+    assert settings.tf32 is None
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert settings.use_liger_kernel is False
+    assert settings.torch_compile is False
+
+
 @pytest.mark.parametrize("row", ["sft", "dpo"])
 def test_the_scaled_loss_of_a_t4_moves_its_adapters(t4_trainer, row):
     import torch

@@ -95,8 +95,6 @@ def test_nothing_leaves_the_machine_and_no_batch_size_is_guessed(arguments):
     made = arguments()
     assert made.report_to == []
     assert not made.push_to_hub
-    assert not made.torch_compile
-    assert not made.use_liger_kernel
     assert not made.auto_find_batch_size
 
 
