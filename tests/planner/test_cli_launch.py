@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from planner.cli import main
 from planner.commands import launch as launch_command
 from planner.commands.launch import run_process, trainer_argv
 from planner.run_record import RECORD_FILE, Prediction
+from profiles.detect import DetectedGpu
+from profiles.gpu_catalog import find_gpu
 
 PLAN = ("plan", "llama2-7b", "--gpu", "t4", "--method", "qlora")
 
@@ -70,6 +73,29 @@ def test_a_run_that_does_not_fit_is_refused_with_one_that_does(run_file, started
     out = capsys.readouterr().out
     assert out.startswith("No: ")
     assert "--force starts this one all the same" in out
+
+
+def test_what_is_free_on_the_card_now_decides_and_not_what_was_planned_for(run_file, started, monkeypatch, capsys):
+    free = 12 * 2**30
+    card = DetectedGpu(
+        index=0,
+        uuid="GPU-0",
+        name="Tesla T4",
+        profile=find_gpu("t4"),
+        total_bytes=15 * 2**30,
+        free_bytes=free,
+        processes=(),
+        driver_version="580.95",
+        display_active=False,
+        is_mig_instance=False,
+    )
+    monkeypatch.setattr("profiles.detect.detect_usable_gpus", lambda: (card,))
+    assert main(["launch", str(run_file), "--json"]) == 7
+    assert json.loads(capsys.readouterr().out)["usable_bytes"] <= free
+    monkeypatch.setattr("profiles.detect.detect_usable_gpus", lambda: (replace(card, free_bytes=2**30),))
+    assert main(["launch", str(run_file)]) == 1
+    assert len(started) == 1
+    assert capsys.readouterr().out.startswith("No: ")
 
 
 def test_force_starts_it_all_the_same(run_file, started, capsys):

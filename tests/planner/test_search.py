@@ -85,6 +85,19 @@ def test_4_bits_win_where_the_card_has_no_int8():
     assert search(Request(find_model("13b"), find_gpu("v100"))).best.config.quantization == "nf4"
 
 
+@given(models, cards, lengths)
+@settings(max_examples=25, deadline=None)
+def test_a_base_is_quantized_only_where_a_finer_one_does_not_fit(model, gpu, max_length):
+    knobs = {"max_length": max_length, "lora": {"r": 8}}
+    best = search(only(Request(model, gpu, knobs=knobs))).best
+    if best is None or best.config.quantization is None:
+        return
+    finer = (None, "int8")[: 2 if best.config.quantization == "nf4" and gpu.supports_int8 else 1]
+    for quantization in finer:
+        other = search(only(Request(model, gpu, knobs=knobs | {"quantization": quantization}))).best
+        assert other is None or VERDICTS.index(other.verdict) < VERDICTS.index(best.verdict)
+
+
 def test_float32_weights_and_states_win_where_they_fit():
     config = search(Request(SMALL, A100, "full")).best.config
     assert (config.dtype, config.optim) == ("float32", "adamw_torch_fused")
