@@ -80,12 +80,15 @@ def _go_on(before: RunConfig, after: RunConfig, ending: Ending, restarts: int) -
     append_recovery(recovery, output_dir)
     if changed:
         _predict_anew(after, output_dir / PREDICTION_FILE)
-    write_run_file(after, output_dir / CONFIG_FILE, ["The run in this folder, as it goes on after a restart."])
+    run_file = output_dir / CONFIG_FILE
+    went_on = f"The run in this folder, as it goes on after restart {restarts}"
+    write_run_file(after, run_file, [f"{went_on}, with {in_words(changed)}." if changed else f"{went_on}."])
     start = f"from {checkpoint}" if checkpoint else "from the start"
     if ending.lost:
         sys.stderr.write(f"{ending.lost}, and the others of the run were ended; restart {restarts}, {start}\n")
     else:
-        sys.stderr.write(f"restart {restarts}, {start}, with {in_words(changed)}\n")
+        kept = f"the effective batch stays {after.effective_batch_size}, and the learning rate {after.learning_rate}"
+        sys.stderr.write(f"restart {restarts}, {start}, with {in_words(changed)}; {kept} ({run_file})\n")
 
 
 def _predict_anew(config: RunConfig, path: Path) -> None:

@@ -88,10 +88,7 @@ def _run(job: Job, display: Display, interruption: Interruption, console: Consol
     predicted = job.prediction.allocated_bytes if job.prediction else None
     for callback in (clock, memory, FiniteLoss(), StopOnSignal(interruption), SealCheckpoints(config)):
         trainer.add_callback(callback)
-    # DeepSpeed's hooks would take the gradients of another batch for those of a step.
-    if config.probe and not trainer.is_deepspeed_enabled:
-        trainer.add_callback(Probe(config, trainer, memory, console))
-    for callback in optional_callbacks(config, trainer, console):
+    for callback in (*probes(config, trainer, memory, console), *optional_callbacks(config, trainer, console)):
         trainer.add_callback(callback)
     trainer.add_callback(ShowProgress(display, memory, clock, predicted))
     status: Status = "failed"
@@ -115,6 +112,21 @@ def keep_record(record: RunRecord, output_dir: Path, console: Console) -> None:
         remember_run(record, output_dir)
     except StoreError as error:
         console.print(f"note: {error.message}", soft_wrap=True, highlight=False)
+
+
+def probes(config: RunConfig, trainer: Trainer, memory: MemoryMeter, console: Console) -> list[TrainerCallback]:
+    """The probe, if the run has one; where it is asked for and cannot be, the user is told."""
+    if not config.probe:
+        return []
+    if trainer.is_deepspeed_enabled:
+        # Its hooks would take the gradients of another batch for those of a step.
+        console.print(
+            "note: no probe is made with DeepSpeed; whether the longest batch fits is found out in training itself",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return []
+    return [Probe(config, trainer, memory, console)]
 
 
 def optional_callbacks(config: RunConfig, trainer: Trainer, console: Console) -> list[TrainerCallback]:
@@ -168,7 +180,9 @@ def open_run_folder(job: Job, console: Console) -> Path | None:
         discard_partial_checkpoints(output_dir)
         for remark in set_damaged_checkpoints_aside(output_dir):
             console.print(f"note: {remark}", soft_wrap=True, highlight=False)
-        write_run_file(job.config, output_dir / CONFIG_FILE, ["The run in this folder, as it was launched."])
+        # After a restart the run is read from there, and the file says what has changed.
+        if job.run_file.absolute() != (output_dir / CONFIG_FILE).absolute():
+            write_run_file(job.config, output_dir / CONFIG_FILE, ["The run in this folder, as it was launched."])
         write_layout(job.config, output_dir)
     if checkpoint is not None:
         console.print(f"continuing from {checkpoint}", soft_wrap=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from planner.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.run_file import read_run_file
 from profiles.errors import ConfigError
 from tests.trainer.injected import STEP, Attempt
-from trainer.checkpoints import last_checkpoint
+from trainer.checkpoints import CONFIG_FILE, last_checkpoint
 from trainer.ladder import next_rung
 from trainer.launch import check
 from trainer.record import read_records
@@ -166,6 +167,12 @@ def test_only_steps_since_the_last_good_checkpoint_are_lost(
     last = read_records(output_dir)[-1]
     assert last.result.status == "completed"
     assert len(last.recoveries) == (0 if case.exit_code else 1)
+    for recovery in last.recoveries:
+        corrected = {name: after for name, (_before, after) in recovery.changes.items()}
+        assert last.config == config.model_copy(update=corrected) == read_run_file(output_dir / CONFIG_FILE)
+        assert (
+            (output_dir / CONFIG_FILE).read_text().startswith("# The run in this folder, as it goes on after restart 1")
+        )
     assert {folder.name for folder in output_dir.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
     table.append(f"| {case} | {case.exit_code} | {case.lost} | {seconds_to_get_over(attempts):.1f} |")
 

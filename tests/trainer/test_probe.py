@@ -169,3 +169,21 @@ def test_a_resumed_run_is_probed_and_ends_as_one_that_never_stopped(tmp_path):
     for later in ("checkpoint-4", "final"):
         shutil.rmtree(tmp_path / later)
     assert train(run_config("sft", "full", **knobs), resume=True).losses == whole.losses
+
+
+def test_a_user_is_told_where_a_probe_that_was_asked_for_is_left_out():
+    from types import SimpleNamespace
+
+    from planner.run_config import RunConfig
+    from trainer.run import probes
+
+    said = io.StringIO()
+    trainer = SimpleNamespace(is_deepspeed_enabled=True)
+    run = RunConfig(model="m", lora=LoraKnobs())
+    assert probes(run, trainer, None, Console(file=said)) == []
+    assert said.getvalue().startswith("note: no probe is made with DeepSpeed")
+    silent = run.model_copy(update={"probe": False})
+    assert probes(silent, trainer, None, Console(file=said)) == []
+    assert said.getvalue().count("note") == 1
+    trainer.is_deepspeed_enabled = False
+    assert len(probes(run, trainer, None, Console(file=said))) == 1

@@ -68,7 +68,11 @@ def test_without_a_checkpoint_the_run_starts_again_with_less(config, outcome, ca
     assert (recovery.moment, recovery.step, recovery.resumed_from) == ("training", 3, 0)
     assert recovery.changes["per_device_train_batch_size"] == (4, 2)
     assert capsys.readouterr().err == (
-        "restart 1, from the start, with per_device_train_batch_size 4 -> 2, gradient_accumulation_steps 1 -> 2\n"
+        "restart 1, from the start, with per_device_train_batch_size 4 -> 2, gradient_accumulation_steps 1 -> 2; "
+        f"the effective batch stays 4, and the learning rate 0.0002 ({again})\n"
+    )
+    assert again.read_text().startswith(
+        "# The run in this folder, as it goes on after restart 1, with per_device_train_batch_size 4 -> 2, "
     )
 
 
