@@ -13,26 +13,30 @@ from planner.commands.options import Json
 def chat(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Of a run, an adapter, or a merged model.", show_default=False),
+        typer.Argument(metavar="FOLDER", help="Folder of a run, an adapter, or a merged model.", show_default=False),
     ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Answer this one question and leave.")
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt, which the model reads first.")
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens after which an answer is cut.")
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The most tokens of an answer.")
     ] = 512,
     temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", min=0, help="0 takes the likeliest token each time.")
+        float,
+        typer.Option(
+            "--temperature", metavar="T", min=0, help="Randomness of the answers; 0 always takes the likeliest token."
+        ),
     ] = 0.7,
     json: Json = False,
 ) -> None:
     """Talk to a trained model, for a first look at what it learned.
 
-    An adapter is put on the base that it learned on, quantized if that was; on the card of this machine, or its CPU.
-    Each line is a turn of one conversation, in the model's own chat template. Ctrl-C stops an answer, Ctrl-D leaves.
+    An adapter is loaded onto the base that it was trained on, quantized if that was. The model answers on the card of
+    this machine, or on its CPU if there is none. Each line is a turn of one conversation, in the model's own chat
+    template. Ctrl-C stops an answer, Ctrl-D leaves.
 
     \b
     Examples:

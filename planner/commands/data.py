@@ -1,7 +1,7 @@
 """`fitune data`: what stands in a data file, before a run is spent on it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -18,7 +18,7 @@ def data(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .jsonl, .json, .csv or .parquet file, or a folder of `datasets`.",
+            help="A .jsonl, .json, .csv or .parquet file, or a folder that `datasets` saved.",
             show_default=False,
         ),
     ],
@@ -27,13 +27,16 @@ def data(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="Whose tokens to count: a folder or a Hub id.",
+            help="The model whose tokenizer counts: a folder or a Hub id.",
             autocompletion=complete_model,
         ),
     ] = None,
     max_length: MaxLength = None,
     data_format: Annotated[
-        DataFormat, typer.Option("--format", metavar="FORMAT", help="How a row reads; auto looks at the columns.")
+        DataFormat,
+        typer.Option(
+            "--format", metavar="FORMAT", help=f"{', '.join(get_args(DataFormat))}; auto looks at the columns."
+        ),
     ] = "auto",
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Rows to show as the model reads them.")] = 3,
     download: Annotated[
@@ -43,9 +46,9 @@ def data(
 ) -> int:
     """Look at every row of FILE: what would be refused, cut, or learned by mistake.
 
-    Shows the format, the rows that cannot be trained on with their lines, the lengths in tokens, what a max_length
-    would cut and which one to take, and the first rows as the model reads them: text, tokens, and what counts in the
-    loss. Without --model tokens are guessed from characters. Returns 1 if a row cannot be trained on.
+    Shows the format, the rows that cannot be trained on with their line numbers, the lengths in tokens, what a
+    max_length would cut and which one to take, and the first rows as the model reads them: text, tokens, and what
+    counts in the loss. Without --model tokens are guessed from characters. Returns 1 if a row cannot be trained on.
 
     \b
     Examples:

@@ -16,8 +16,8 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def doctor(json: Json = False) -> int:
     """Look for what keeps this machine from training.
 
-    Python, packages, driver, card and what it computes with, torch and bitsandbytes by a small trial, disk and memory;
-    with the command that cures each problem.
+    Checks Python, packages, driver, card and its number formats, torch and bitsandbytes by a small trial, disk and
+    memory, and gives the command that cures each problem.
 
     Returns 1 if something blocks training here.
 

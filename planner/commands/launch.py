@@ -8,11 +8,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Annotated
+from typing import IO
 
-import typer
-
-from planner.commands.launch_options import MasterAddr, MasterPort, MaxRestarts, NodeRank, Print
+from planner.commands.launch_options import (
+    AutoResume,
+    DryRun,
+    Force,
+    MasterAddr,
+    MasterPort,
+    MaxRestarts,
+    NodeRank,
+    Print,
+    Resume,
+    RunFile,
+)
 from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
@@ -32,15 +41,11 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def launch(
-    run_file: Annotated[
-        Path, typer.Argument(metavar="RUN_FILE", help="Written by `fitune plan`, or by hand.", show_default=False)
-    ],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
-    auto_resume: Annotated[
-        bool, typer.Option("--auto-resume", help="The same where there is one, else start: for jobs that come again.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the command; change nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start even if the prediction does not fit.")] = False,
+    run_file: RunFile,
+    resume: Resume = False,
+    auto_resume: AutoResume = False,
+    dry_run: DryRun = False,
+    force: Force = False,
     max_restarts: MaxRestarts = None,
     node_rank: NodeRank = None,
     master_addr: MasterAddr = None,
@@ -50,18 +55,21 @@ def launch(
 ) -> int:
     """Train what a run file says, if it is predicted to fit.
 
-    The exit code is that of the training.
+    Returns 0 if all steps were done, 1 if the run failed or does not fit, 2 for bad input, 128 + N if signal N stopped
+    it with a checkpoint.
 
-    A run that is predicted not to fit is refused, with a configuration that would. Where memory ends all the same, a
-    fresh process goes on from the last checkpoint with smaller micro-batches, then with more checkpointing; what is
-    learned stays the same. The run folder keeps the prediction and, at the end, a record of predicted and measured.
+    A run that is predicted not to fit in the memory that is free now is refused, with a configuration that would. A
+    probe tries the longest batch before the first step. If memory runs out there or later, the run restarts by itself
+    from its last checkpoint with smaller micro-batches and more accumulation, then with more checkpointing: effective
+    batch, learning rate and order of the data stay the same. The run folder (output_dir) keeps the settings that fit
+    as run.yaml, and a record of predicted and measured.
 
-    The first Ctrl-C or SIGTERM lets the step end and writes a checkpoint; the second one stops at once. SIGUSR1 is
-    for schedulers: it does as the first one, however often it comes. --resume goes on from the newest checkpoint that
-    is whole, also with another number of cards.
+    The first Ctrl-C or SIGTERM finishes the step and writes a checkpoint; the second one stops at once. SIGUSR1, which
+    schedulers send, acts like the first one however often it comes. --resume goes on from the newest undamaged
+    checkpoint, also with another number of cards where the strategy allows it.
 
-    A run on several machines is launched on each, with a folder for output_dir that they share. Where a process is
-    lost, all go on from the last checkpoint. --print writes a job file that does so on a cluster.
+    A run on several machines is launched on each of them, with an output_dir that they share. If a process is killed,
+    all go on from the last checkpoint. --print writes a job file that does this on a cluster.
 
     \b
     Examples:

@@ -18,15 +18,20 @@ def merge(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Where to; else `merged` beside the final weights."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FOLDER",
+            help="Folder to write; without it, `merged` in the run folder, or ADAPTER-merged.",
+        ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="The 16-bit base, if not the one that the adapter names."),
+        typer.Option("--base", metavar="MODEL", help="The 16-bit base; the default is the one that the adapter names."),
     ] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; else the base's own."),
+        typer.Option("--dtype", metavar="DTYPE", help="bfloat16, float16 or float32; the default is that of the base."),
     ] = None,
     gguf: Annotated[
         str | None,
@@ -34,7 +39,9 @@ def merge(
     ] = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", metavar="FOLDER", help="llama.cpp, if not on the PATH or in LLAMA_CPP_DIR."),
+        typer.Option(
+            "--llama-cpp", metavar="FOLDER", help="Where llama.cpp is, if not on the PATH or in LLAMA_CPP_DIR."
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -44,7 +51,7 @@ def merge(
     GiB of memory; memory and disk are checked first. The folder has weights in safetensors, tokenizer, chat template
     and a model card.
 
-    What learned on 4-bit weights is merged into the 16-bit ones that they were made from.
+    An adapter that was trained on a quantized base is merged into the 16-bit weights that the base was made from.
 
     \b
     Examples:

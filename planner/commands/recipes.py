@@ -23,13 +23,16 @@ KNOB_COLUMNS = (Column("knob"), Column("value"), Column("from", rank=1))
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show one, with the origin of each knob.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Show this one: each setting, and where it comes from.", show_default=False
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
     """List published settings to plan with.
 
-    Each one is planned for your card and data, and says where it comes from.
+    `fitune plan --recipe NAME` fits one to your card and data: its settings stay, the rest is chosen.
 
     \b
     Examples:

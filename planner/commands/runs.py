@@ -35,30 +35,34 @@ def runs(
         Path | None,
         typer.Argument(
             metavar="FOLDER",
-            help="Where to look, with all folders below it; without, in runs/ and in the store of this machine.",
+            help="Where to look, with all folders below it; without it, in runs/ and in the store of this machine.",
             show_default=False,
         ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
-            "--export", metavar="FILE", help="Write the runs of the store to FILE, to give away.", show_default=False
+            "--export", metavar="FILE", help="Write the runs of the store to FILE, to share them.", show_default=False
         ),
     ] = None,
     import_: Annotated[
         Path | None,
         typer.Option(
-            "--import", metavar="FILE", help="Take runs of others into the store, after checks.", show_default=False
+            "--import",
+            metavar="FILE",
+            help="Take shared runs of others into the store, after checks.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> int:
     """List recorded runs, predicted and measured.
 
-    Memory is that of live tensors.
+    The memory shown is the peak of live tensors, which torch calls allocated.
 
-    Each launch is kept in its run folder and in a store of this machine (~/.local/share/fitune/runs.db; FITUNE_STORE
-    names another file, or with nothing in it none). Answers about the same card and method learn from the store.
+    Each launch is recorded in its run folder and in a store of this machine, ~/.local/share/fitune/runs.db. Set
+    FITUNE_STORE to use another file, or to an empty string to keep no store. Answers about the same card and method
+    learn from the store.
 
     --export leaves out paths, prompts, losses, host names and the names of models that are not in the catalogue.
     --import checks each run: whether the card is known and has such memory, and whether what was measured is near
