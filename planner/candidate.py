@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from planner.data_lengths import DataLengths
-from planner.experience import Lesson
 from planner.memory.estimate import MemoryEstimate
 from planner.request import Request
 from planner.resolve import resolve_step
@@ -91,23 +90,29 @@ class Judge:
 
     def judge(self, config: RunConfig, lossiness: Lossiness) -> Candidate:
         """`config` with its memory and verdict, and its speed if it fits."""
+        candidate = self.weigh(config, lossiness)
+        return candidate if candidate.verdict == "no" else self._timed(candidate)
+
+    def weigh(self, config: RunConfig, lossiness: Lossiness) -> Candidate:
+        """`config` with its memory and verdict, whatever its speed."""
         request = self._request
         step = resolve_step(config, request.model, request.gpu)
         lesson = request.experience.lesson(request.gpu, config)
         memory = lesson.corrected(self._estimator(request.model, step, request.gpu))
         fits = "no" if self.misses_host_memory(memory) else verdict(memory, self.usable)
-        candidate = Candidate(config, step, lossiness, memory, fits)
-        return candidate if candidate.verdict == "no" else self._timed(candidate, lesson)
+        return Candidate(config, step, lossiness, memory, fits)
 
     def misses_host_memory(self, memory: MemoryEstimate) -> bool:
         """Whether the machine has less main memory than its processes need, as far as that is known."""
         return self.host is not None and memory.host_bytes > self.host
 
-    def _timed(self, candidate: Candidate, lesson: Lesson) -> Candidate:
+    def _timed(self, candidate: Candidate) -> Candidate:
         """`candidate` with its speed on rows as long as those of the data."""
         config = candidate.config
         tokens, real_share = self._lengths(config)
-        step = replace(candidate.step, seq_len=max(1, round(candidate.step.seq_len * tokens / config.max_length)))
+        step, lesson = candidate.step, self._request.experience.lesson(self._request.gpu, config)
+        if tokens != config.max_length:
+            step = replace(step, seq_len=max(1, round(step.seq_len * tokens / config.max_length)))
         speed = lesson.paced(self._step_time(config, step, self._request.gpu))
         compared = speed or self._step_time(config, step, _pace_gpu())
         return replace(

@@ -1,6 +1,7 @@
 """What a plan comes to with longer or shorter rows, and with more or fewer of them at once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -37,7 +38,8 @@ def length_grid(plan: Plan) -> LengthGrid:
     judge = Judge(plan.request, estimate)
     lengths = _lengths(plan)
     batches = tuple(sorted({*MICRO_BATCHES, plan.closest.per_device_train_batch_size}))
-    cells = tuple(tuple(_cell(judge, plan, length, batch) for length in lengths) for batch in batches)
+    knobs = plan.closest.model_dump()
+    cells = tuple(tuple(_cell(judge, plan, knobs, length, batch) for length in lengths) for batch in batches)
     return LengthGrid(lengths, batches, cells)
 
 
@@ -50,16 +52,16 @@ def _lengths(plan: Plan) -> tuple[int, ...]:
     return tuple(known)
 
 
-def _cell(judge: Judge, plan: Plan, length: int, batch: int) -> Candidate | None:
+def _cell(judge: Judge, plan: Plan, knobs: dict[str, Any], length: int, batch: int) -> Candidate | None:
     effective = plan.closest.effective_batch_size // plan.closest.data_parallel_size
-    knobs = {
+    moved = {
         "max_length": length,
         "per_device_train_batch_size": batch,
         "per_device_eval_batch_size": batch,
         "gradient_accumulation_steps": max(1, effective // batch),
     }
     try:
-        config = RunConfig.model_validate(plan.closest.model_dump() | knobs)
-        return judge.judge(config, NOTHING_LOST)
+        config = RunConfig.model_validate(knobs | moved)
+        return judge.weigh(config, NOTHING_LOST)
     except (ValidationError, InputError):
         return None

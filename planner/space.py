@@ -175,12 +175,13 @@ def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
         for (weights, dtype), (optimizer, optim), layout, loss, code, reference in product(
             enumerate(dtypes), enumerate(optimizers), layouts, losses, attention, references
         ):
-            if refusal := _refusal(layout, base | dtype | optim):
+            section, shared = layout
+            if refusal := _refusal(section, base | dtype | optim):
                 refusals.append(refusal)
                 continue
             num_found += 1
             lossiness = Lossiness(BASES.index(quantization), weights, min(optimizer, 1))
-            yield lossiness, base | dtype | optim | layout | loss | code | reference
+            yield lossiness, base | dtype | optim | shared | loss | code | reference
     if refusals and not num_found:
         raise ConfigError(refusals[0])
 
@@ -195,10 +196,13 @@ def complexity(config: RunConfig) -> tuple[bool, bool, bool]:
     return knobs.offload != "none", splits_work, knobs.strategy != "ddp"
 
 
-def _layouts(request: Request) -> tuple[Knobs, ...]:
-    """The ways to share the run that the user leaves open, as knobs; one card has none. Raises ConfigError if none."""
+def _layouts(request: Request) -> tuple[tuple[ParallelKnobs | None, Knobs], ...]:
+    """The ways to share the run that the user leaves open, as a section and as knobs; one card has none.
+
+    Raises ConfigError if none is possible.
+    """
     if request.cluster.world_size == 1:
-        return ({},)
+        return ((None, {}),)
     pinned, refusals, layouts = request.knobs.get("parallel") or {}, [], []
     for layout in _pinned([{"offload": "none"} | layout for layout in LAYOUTS], pinned):
         try:
@@ -206,17 +210,16 @@ def _layouts(request: Request) -> tuple[Knobs, ...]:
         except ValidationError as error:
             refusals.append(error.errors()[0]["msg"].removeprefix("Value error, "))
             continue
-        layouts.append({**request.cluster.knobs, "parallel": section.model_dump()})
+        layouts.append((section, {**request.cluster.knobs, "parallel": section.model_dump()}))
     if not layouts:
         raise ConfigError(refusals[0])
     return tuple(layouts)
 
 
-def _refusal(layout: Knobs, knobs: Knobs) -> str | None:
+def _refusal(section: ParallelKnobs | None, knobs: Knobs) -> str | None:
     """Why an engine cannot share out such weights or such an optimizer; None if it can."""
-    if not layout:
+    if section is None:
         return None
-    section = ParallelKnobs.model_validate(layout["parallel"])
     try:
         section.check_base(knobs["method"], knobs["quantization"], knobs["dtype"], AUTOCAST[knobs["mixed_precision"]])
         section.check_optimizer(knobs["optim"])

@@ -12,7 +12,7 @@ from planner.memory.parameters import (
     trainable_weights,
 )
 from planner.memory.reserved import Cached, Phase, process_memory, reserved_bytes
-from planner.memory.sharding import at_work, bucket_bytes, float32_gradient_bytes, host_bytes
+from planner.memory.sharding import as_shared, at_work, bucket_bytes, float32_gradient_bytes, host_bytes
 from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, Timeline, evaluation_peak, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
@@ -64,6 +64,8 @@ class MemoryEstimate:
 
     def scaled(self, factor: float) -> "MemoryEstimate":
         """The same with `factor` on what the process holds, as runs were found to differ from the formulas."""
+        if factor == 1:
+            return self
         process = round(self.process_bytes * factor)
         low, high = self.interval_bytes
         return replace(
@@ -85,7 +87,8 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
     arch = network(model, step.objective, step.sharding.tensor_parallel_size if step.sharding else 1)
     static = _static(arch, step, gpu)
     always = sum(static.values())
-    moments = _moments(arch, step)
+    activity = timeline(arch, step)
+    moments = _moments(arch, step, activity)
     phases = {phase: always + sum(parts.values()) for phase, (parts, _) in moments.items()}
     loading = {name: static[name] for name in LOADED} | {"tensor that is being loaded": _largest_tensor(arch, step)}
     phases["load"] = sum(loading.values())
@@ -96,7 +99,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         parts, peak = moments.get(phase, ({}, None))
         return _components(loading if phase == "load" else static | parts, arch, step, peak)
 
-    reserved = reserved_bytes(phases, _cached(timeline(arch, step), step, activations))
+    reserved = reserved_bytes(phases, _cached(activity, step, activations))
     process = process_memory(phases[binding], reserved, activations, step, gpu)
     return MemoryEstimate(
         phases=phases,
@@ -106,7 +109,7 @@ def estimate(model: ModelProfile, step: StepSpec, gpu: GpuProfile | None) -> Mem
         process_bytes=process.process_bytes,
         interval_bytes=process.interval_bytes,
         activation_bytes=activations,
-        host_bytes=host_bytes(arch, step),
+        host_bytes=host_bytes(arch, as_shared(step)),
         explain=explain,
     )
 
@@ -146,7 +149,7 @@ def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[
         "float32 copies": master_bytes(arch, step) * states_here,
         "optimizer states": state_bytes(arch, step) * states_here,
         "earlier gradients": _kept_gradients(arch, step) if step.gradients_persist else 0,
-        "gradient buckets": bucket_bytes(arch, step),
+        "gradient buckets": bucket_bytes(arch, as_shared(step)),
         "batch": batch_bytes(arch, at_work(step)),
         "cuBLAS workspaces": workspace_bytes(gpu),
     }
@@ -157,9 +160,9 @@ def _kept_gradients(arch: Architecture, step: StepSpec) -> int:
     return 0 if step.sharding and step.sharding.gradients_on_host else gradient_bytes(arch, step)
 
 
-def _moments(arch: Architecture, step: StepSpec) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
+def _moments(arch: Architecture, step: StepSpec, activity: Timeline) -> dict[Phase, tuple[dict[str, int], Peak | None]]:
     """For each phase the bytes above the static ones at its peak, by name, and that peak."""
-    activity, positions = timeline(arch, step), position_bytes(arch, at_work(step))
+    positions = position_bytes(arch, at_work(step))
     loss = max(activity.loss_forward, activity.loss_backward, key=lambda peak: peak.bytes)
     moments: dict[Phase, tuple[dict[str, int], Peak | None]] = {
         "forward": (_parts(activity.forward, positions), activity.forward),
@@ -193,7 +196,7 @@ def _optimizer_parts(arch: Architecture, step: StepSpec) -> dict[str, int]:
     return {
         "gradients": gradients,
         "optimizer scratch": 0 if on_host else step_scratch_bytes(arch, step),
-        "float32 gradients": float32_gradient_bytes(arch, step),
+        "float32 gradients": float32_gradient_bytes(arch, as_shared(step)),
     }
 
 

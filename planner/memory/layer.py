@@ -1,7 +1,7 @@
 """A transformer layer on a tape, built from its parts in the order of Transformers' forward methods."""
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 from planner.memory.attention import attend
 from planner.memory.feed_forward import feed_forward
@@ -12,7 +12,7 @@ from planner.step import StepSpec
 from profiles.architecture import Attention, Block, Norm
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerMemory:
     """What one layer adds to the timeline, in bytes.
 
@@ -20,9 +20,11 @@ class LayerMemory:
     of an element of what leaves it, `saved` what autograd keeps of it without checkpointing,
     `unhooked_bytes` what stays even with it, `cached_bytes` the 16-bit weights that autocast keeps to the end of the
     forward pass. The forward peaks include the input, that of a recomputation also the gradients that wait for it; that
-    of the backward pass what is saved, the incoming gradient and the gradients of the layer's own weights.
+    of the backward pass what is saved, the incoming gradient and the gradients of the layer's own weights. A step needs
+    some of the peaks only, so the `tape` is replayed for each when it is asked for.
     """
 
+    tape: Tape = field(repr=False)
     input_bytes: int
     output_itemsize: int
     input_saved: bool
@@ -32,14 +34,34 @@ class LayerMemory:
     cached_bytes: int
     parameter_gradient_bytes: int
     unhooked_bytes: int
-    forward_peak: Moment
-    checkpointed_peak: Moment
-    inference_peak: Moment
-    recompute_peak: Moment
-    backward_peak: Moment
+
+    @cached_property
+    def forward_peak(self) -> Moment:
+        """While all that autograd keeps stays."""
+        return self.tape.forward_peak(self.saved)
+
+    @cached_property
+    def checkpointed_peak(self) -> Moment:
+        """While only that stays which checkpointing cannot drop."""
+        return self.tape.forward_peak(self.tape.unhooked()) if self.unhooked_bytes else self.inference_peak
+
+    @cached_property
+    def inference_peak(self) -> Moment:
+        """While nothing stays."""
+        return self.tape.forward_peak()
+
+    @cached_property
+    def recompute_peak(self) -> Moment:
+        """When the backward pass repeats the forward pass."""
+        return self.tape.recompute_peak()
+
+    @cached_property
+    def backward_peak(self) -> Moment:
+        """While the layer's gradients are made."""
+        return self.tape.backward_peak()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def layer_memory(
     block: Block, step: StepSpec, hidden_size: int, itemsize: int, input_gradients: bool = True
 ) -> LayerMemory:
@@ -48,22 +70,18 @@ def layer_memory(
 
 
 def _replayed(tape: Tape) -> LayerMemory:
-    unhooked, inference = tape.unhooked(), tape.forward_peak()
+    saved = tape.saved()
     return LayerMemory(
+        tape=tape,
         input_bytes=tape.source.bytes,
         output_itemsize=tape.output.itemsize,
-        input_saved=tape.source in tape.saved(),
+        input_saved=tape.source in saved,
         output_bytes=tape.output.bytes,
-        saved=tape.saved(),
-        saved_bytes=tape.saved_bytes(),
+        saved=saved,
+        saved_bytes=sum(tensor.bytes for tensor in saved),
         cached_bytes=tape.cached_bytes(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
-        unhooked_bytes=sum(tensor.bytes for tensor in unhooked),
-        forward_peak=tape.forward_peak(tape.saved()),
-        checkpointed_peak=tape.forward_peak(unhooked) if unhooked else inference,
-        inference_peak=inference,
-        recompute_peak=tape.recompute_peak(),
-        backward_peak=tape.backward_peak(),
+        unhooked_bytes=sum(tensor.bytes for tensor in tape.unhooked()),
     )
 
 

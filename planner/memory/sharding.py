@@ -55,6 +55,30 @@ def at_work(step: StepSpec) -> StepSpec:
     return replace(step, weight_dtype=step.autocast, adapter=adapter, kbit_upcast=False, float32_norms=False)
 
 
+@lru_cache(maxsize=4096)
+def as_shared(step: StepSpec) -> StepSpec:
+    """`step` without its rows, their loss and what attention makes of them.
+
+    Shares of weights, gradients and states do not depend on these, so equal ones are counted once.
+    """
+    return replace(
+        step,
+        micro_batch=1,
+        seq_len=1,
+        target_len=None,
+        eval_batch=None,
+        attention="flash",
+        expand_kv=False,
+        masked=False,
+        loss="full",
+        objective="sft",
+        reference="none",
+        checkpoint_every=1,
+        checkpoint_offload=False,
+        gradients_persist=False,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """How one card of several goes through a step; sizes in bytes.

@@ -9,7 +9,7 @@ from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, l
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
-from planner.memory.sharding import Engine, at_work, engine_of, layer_unit
+from planner.memory.sharding import Engine, as_shared, at_work, engine_of, layer_unit
 from planner.memory.tape import Moment, rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
@@ -61,7 +61,7 @@ class LayerGroup:
             return backward
         unhooked = self.memory.unhooked_bytes
         kept = unhooked + (0 if self.memory.input_saved or self.offloaded else self.memory.input_bytes)
-        backward = replace(backward, bytes=backward.bytes + kept)
+        backward = Moment(backward.bytes + kept, backward.op, backward.tensors)
         recompute = self.memory.recompute_peak
         again = Moment(recompute.bytes + unhooked, f"recomputed {recompute.op}", recompute.tensors)
         return max(again, backward, key=lambda moment: moment.bytes)
@@ -106,10 +106,14 @@ class Timeline:
     transients: int
 
 
-@lru_cache(maxsize=4096)
 def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     """The activations and gradients of one step over time; they are the same on every card that runs this step."""
-    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, step)
+    return _timeline(architecture, replace(step, optimizer="", eval_batch=None))
+
+
+@lru_cache(maxsize=4096)
+def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
+    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, as_shared(step))
     worked = at_work(step)
     embedding = embedding_memory(architecture, worked, groups[0].offloaded)
     stored = embedding.saved + sum(group.stored * group.count for group in groups)
@@ -131,7 +135,7 @@ def timeline(architecture: Architecture, step: StepSpec) -> Timeline:
 
 def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
     """The peak of a forward pass that keeps nothing, up to the loss."""
-    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, step)
+    groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, as_shared(step))
     layers = [
         Peak(
             "layer",
@@ -165,7 +169,7 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
     layers make it: operators in float32 widen it.
     """
     hidden_size = architecture.embeddings[0].columns if not architecture.embedding_projections else None
-    sharded, step = step, at_work(step)
+    shared, step = as_shared(step), at_work(step)
     key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
     stream = stream_itemsize(architecture, key)
     first = 0
@@ -183,7 +187,7 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
             memory = layer_memory(block, key, width, stream, input_gradients)
             input_gradients = True
             offloaded = checkpointed and step.checkpoint_offload
-            unit = layer_unit(block, architecture, sharded)
+            unit = layer_unit(block, architecture, shared)
             yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit.gathered, unit.reduced)
             stream = memory.output_itemsize
         first += block.count
@@ -246,17 +250,15 @@ def _backward(
     to_come, passed = sum(group.unit * group.count for group in groups), 0
     reduced = loss.parameter_gradient_bytes
     for group in reversed(groups):
-        own = group.memory.parameter_gradient_bytes
+        own, backward = group.memory.parameter_gradient_bytes, group.backward
         kept = engine.kept(own) * keeps
-        working = group.backward.bytes - own + loss.kept_bytes + group.carried
+        working = backward.bytes - own + loss.kept_bytes + group.carried
         for done in (0, group.count - 1):
             before = stored - group.stored * (done + 1) + _retained(group, passed, done, engine)
             gathered = engine.in_backward(
                 group.unit, to_come - group.unit * (done + 1), group.reduced if done else reduced
             )
-            peaks.append(
-                Peak("layer", group.backward, before, working, gradients + kept * done + own, gathered=gathered)
-            )
+            peaks.append(Peak("layer", backward, before, working, gradients + kept * done + own, gathered=gathered))
         stored -= group.stored * group.count
         to_come -= group.unit * group.count
         gradients += kept * group.count
