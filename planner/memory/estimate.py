@@ -14,7 +14,7 @@ from planner.memory.parameters import (
 from planner.memory.reserved import Cached, Phase, process_memory, reserved_bytes
 from planner.memory.sharding import as_shared, at_work, bucket_bytes, float32_gradient_bytes, host_bytes
 from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
-from planner.memory.timeline import Peak, Timeline, evaluation_peak, timeline
+from planner.memory.timeline import Peak, Timeline, evaluation_peak, layer_groups, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
 from planner.network import network
 from planner.run_config import DTYPE_BYTES
@@ -238,7 +238,9 @@ def _stored_why(arch: Architecture, step: StepSpec, tokens: str) -> str:
     if not step.checkpointing:
         return f"what autograd keeps of {arch.num_layers} layers x {tokens}"
     width = arch.head.in_features
-    checkpoints = f"{arch.num_layers} layers x {tokens} x {width} x {DTYPE_BYTES[step.base_dtype]} B"
+    # Behind the first layer the residual stream is as wide as the layers make it.
+    *_, last = layer_groups(arch, step)
+    checkpoints = f"{arch.num_layers} layers x {tokens} x {width} x {last.memory.output_itemsize} B"
     return (
         checkpoints
         if step.checkpoint_every == 1

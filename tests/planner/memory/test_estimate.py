@@ -127,3 +127,11 @@ def test_evaluation_is_a_phase_of_runs_that_evaluate():
 def test_the_components_of_each_phase_add_up_to_its_peak(method):
     memory = planner.estimate("llama3.1-8b", "a100-80gb", method=method).estimate
     assert {phase: sum(part.bytes for part in memory.explain(phase)) for phase in memory.phases} == memory.phases
+
+
+@pytest.mark.parametrize(("model", "itemsize"), [("phi-2", 4), ("llama2-7b", 2)])
+def test_stored_checkpoints_are_explained_in_the_dtype_that_layers_give_them(model, itemsize):
+    # The parallel branches of Phi-2 add up in the float32 of an adapter's products.
+    memory = estimate(find_model(model), replace(QLORA, checkpointing=True), GPU)
+    stored = next(part for part in memory.components if part.name == "stored activations")
+    assert stored.why.endswith(f"x {itemsize} B")
