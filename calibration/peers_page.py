@@ -173,7 +173,7 @@ def _file_row(path: Path) -> str:
     counts = Counter(account.status for account in answer.file.accounts)
     missing = ", ".join(f"`{account.key}`" for account in answer.file.not_counted) or "-"
     # Figures would make this table stale with each change of the memory model.
-    said = answer.prediction.verdict
+    said = answer.verdict
     changes = ", ".join(f"`{change.key}`" for change in answer.fix.changes) if answer.fix else "-"
     numbers = [len(answer.file.accounts), counts["understood"], counts["no effect"], counts["off"]]
     return f"| {path.name} | " + " | ".join(map(str, numbers)) + f" | {missing} | {said} | {changes} |"

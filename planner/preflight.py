@@ -62,13 +62,13 @@ def _checked(path: Path, gpu: str, strict: bool) -> Outcome:
     missing = [account.key for account in answer.file.not_counted]
     if strict and missing:
         raise ConfigError(f"it has keys that are not in the estimate: {', '.join(missing)}")
-    message = "; ".join([_words(answer.prediction), *answer.objections])
+    message = "; ".join([_words(answer), *answer.objections])
     if answer.fix is not None:
         changes = ", ".join(f"{change.key}: {change.new}" for change in answer.fix.changes)
         message += f". The smallest change that fits: {changes}"
     if missing:
         message += f". Not counted: {', '.join(missing)}"
-    return Outcome(path, message, DOES_NOT_FIT if answer.prediction.verdict == "no" else FITS)
+    return Outcome(path, message, DOES_NOT_FIT if answer.verdict == "no" else FITS)
 
 
 def _words(prediction: Prediction) -> str:

@@ -12,8 +12,18 @@ from pydantic import Field
 
 from planner.common_cards import COMMON_CARDS, ask_common_cards, cheapest
 from planner.planning import Plan, make_plan
-from planner.prediction import OWN_TRAINER, Prediction, predict, predict_either_way
-from planner.question import FULL_ACCESS, Access, Wishes, card_or_cpu, find_card, following, own_card, request_for
+from planner.prediction import OWN_TRAINER, Prediction, predict, predict_either_way, untold
+from planner.question import (
+    FULL_ACCESS,
+    Access,
+    Wishes,
+    card_or_cpu,
+    find_card,
+    following,
+    names_file,
+    own_card,
+    request_for,
+)
 from planner.request import Request, RequestedMethod
 from planner.run_config import Objective, RunConfig
 from planner.subject import configuration
@@ -139,7 +149,10 @@ def plan(
 
 
 def estimate(
-    subject: Annotated[str | Path | RunConfig, Field(description="A model as in `can`, or a run file.")],
+    subject: Annotated[
+        str | Path | RunConfig,
+        Field(description="A model as in `can`, or a run file; from Python also another trainer's file."),
+    ],
     gpu: GpuName = None,
     *,
     method: MethodName = "auto",
@@ -155,7 +168,9 @@ def estimate(
 ) -> Prediction:
     """The memory and the speed of one configuration: that of a run file, or the usual one of a model.
 
-    What the closed form does not describe is traced, as with `exact`.
+    A file of Axolotl, LLaMA-Factory, TRL, Unsloth or plain TrainingArguments (.yaml, .json) is read as that trainer
+    would run it; the answer is then a `planner.peers.check.PeerAnswer`, with an account of each of its keys and the
+    smallest change that fits. What the closed form does not describe is traced, as with `exact`.
 
     Examples:
         >>> import planner
@@ -164,12 +179,25 @@ def estimate(
         ('fits', 'backward')
         >>> sum(part.bytes for part in predicted.estimate.components) == predicted.estimate.allocated_bytes
         True
+        >>> checked = planner.estimate("axolotl.yml", "t4")
+        >>> checked.verdict, checked.target.trainer_name, checked.objections[1]
+        ('no', 'axolotl', 'flash_attention_2 has no kernels for T4; use sdpa')
+        >>> [change.key for change in checked.fix.changes][:3]
+        ['sample_packing', 'micro_batch_size', 'gradient_accumulation_steps']
 
     Raises:
         profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.
         profiles.errors.EnvironmentFault: a trace without the packages of the `train` extra.
     """
     wishes = _wishes(method, objective, max_length, lora_r, knobs, num_gpus=num_gpus, num_nodes=num_nodes)
+    if not isinstance(subject, RunConfig) and access.files and names_file(str(subject)):
+        # Only here: a model has no use for what reads the files of others.
+        from planner.peers.check import check_file, peer_of
+
+        if found := peer_of(Path(subject)):
+            if trainer != OWN_TRAINER:
+                raise ConfigError(f"trainer is {trainer}, but {subject} says whose step it is", hint="leave it out")
+            return check_file(*found, gpu, wishes=wishes, exact=exact, tracing=access.tracing or untold)
     return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact, access)
 
 

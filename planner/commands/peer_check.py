@@ -53,10 +53,10 @@ def peer_answered(subject: str, gpu: str | None, wishes: Wishes, options: PeerOp
     if options.strict and (missing := answer.file.not_counted):
         names = ", ".join(account.key for account in missing)
         raise ConfigError(f"{subject} has keys that are not in the estimate: {names}", hint="leave --strict away")
-    write_plot(answer.prediction, show.plot)
+    write_plot(answer, show.plot)
     written = _write(answer.fix, options.output, Path(subject)) if answer.fix and options.fix else None
     _report(answer, written, show)
-    return 0 if written or answer.prediction.verdict != "no" else 1
+    return 0 if written or answer.verdict != "no" else 1
 
 
 def _check_options(subject: str, options: PeerOptions) -> None:

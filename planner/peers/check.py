@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ LAYOUT = ("num_gpus", "num_nodes", "parallel")
 """Knobs that peers' files are silent about: the layout is that of the command that starts them."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerAnswer:
-    """The answer about a file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAnswer(Prediction):
+    """The prediction for a file of another trainer, and what was found in it.
 
+    `file` has an account of each key.
     `objections` are why the card cannot run it, whatever the memory; with one of them the verdict is `no`. With keys
     that are not counted and may take more it is at best `tight`. `fix` is the smallest change that fits; None if the
     file fits already, as far as its keys are counted, or if none is known.
     """
 
     file: PeerFile
-    prediction: Prediction
     objections: tuple[str, ...]
     fix: Fix | None
 
@@ -75,7 +75,19 @@ def check_file(
     objections = hardware_objections(config, target)
     fits = prediction.verdict == "fits" and not objections
     fix = smallest_fix(file, config, target) if prediction.by == "closed form" and not fits else None
-    return PeerAnswer(file, replace(prediction, verdict=_verdict(file, prediction, objections)), objections, fix)
+    return PeerAnswer(
+        config=config,
+        target=target,
+        estimate=prediction.estimate,
+        usable_bytes=prediction.usable_bytes,
+        verdict=_verdict(file, prediction, objections),
+        speed=prediction.speed,
+        lesson=prediction.lesson,
+        by=prediction.by,
+        file=file,
+        objections=objections,
+        fix=fix,
+    )
 
 
 def _verdict(file: PeerFile, prediction: Prediction, objections: tuple[str, ...]) -> Verdict:

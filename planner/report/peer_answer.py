@@ -33,7 +33,7 @@ CHANGE_COLUMNS = (Column("key"), Column("now"), Column("then"))
 def print_peer_answer(console: Console, answer: PeerAnswer, *, explain: bool) -> None:
     """Print the verdict and the breakdown, how the file was read, what is not counted, and what would make it fit."""
     file = answer.file
-    print_breakdown(console, answer.prediction, explain=explain)
+    print_breakdown(console, answer, explain=explain)
     console.print()
     for objection in answer.objections:
         print_hanging(console, Text("against it: ", style="bold red"), objection)
@@ -45,7 +45,7 @@ def print_peer_answer(console: Console, answer: PeerAnswer, *, explain: bool) ->
         print_hanging(console, Text("note: ", style="dim"), remark)
     if explain:
         _print_keys(console, file)
-    memory_fits = answer.prediction.estimate.interval_bytes[1] <= answer.prediction.usable_bytes
+    memory_fits = answer.estimate.interval_bytes[1] <= answer.usable_bytes
     if not memory_fits or answer.objections:
         _print_fix(console, answer)
 
@@ -57,14 +57,14 @@ def _print_fix(console: Console, answer: PeerAnswer) -> None:
         return
     console.print("\nThe smallest change that fits:")
     print_table(console, CHANGE_COLUMNS, [_change_row(change) for change in answer.fix.changes])
-    usable = format_bytes(answer.prediction.usable_bytes)
+    usable = format_bytes(answer.usable_bytes)
     console.print(f"It then takes {size_words(answer.fix.prediction.estimate)} of {usable}.")
 
 
 def peer_document(answer: PeerAnswer) -> Document:
     """The answer with all keys accounted for, and the change, as one object."""
     file, fix = answer.file, answer.fix
-    return prediction_document(answer.prediction) | {
+    return prediction_document(answer) | {
         "file": str(file.document.path),
         "format": file.peer.name,
         "format_version": file.peer.keys.version,

@@ -57,7 +57,7 @@ def test_what_was_planned_to_fit_fits_as_the_other_trainer_runs_it(folder, targe
     answer = check_file(*peer_of(path), "a100-80gb")
     assert answer.file.peer.name == target
     assert answer.file.not_counted == ()
-    assert answer.prediction.verdict == "fits"
+    assert answer.verdict == "fits"
 
 
 def test_llama_factory_gets_its_data_described(folder):

@@ -1,5 +1,6 @@
 import doctest
 import json
+import shutil
 import subprocess
 import sys
 from inspect import signature
@@ -12,7 +13,9 @@ from planner import verbs
 from planner.cli import main
 from planner.data_lengths import DataLengths
 from planner.experience import Experience
+from planner.peers.check import PeerAnswer
 from planner.question import Access
+from planner.report.peer_answer import peer_document
 from planner.report.plan_document import plan_document, prediction_document
 from planner.run_config import RunConfig
 from planner.run_file import write_run_file
@@ -22,9 +25,14 @@ from profiles.model_catalog import resolve_model
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_examples_of_the_functions_are_true():
+AXOLOTL = ROOT / "tests" / "golden" / "peers" / "axolotl-mistral-qlora.yml"
+
+
+def test_the_examples_of_the_functions_are_true(tmp_path, monkeypatch):
+    shutil.copy(AXOLOTL, tmp_path / "axolotl.yml")
+    monkeypatch.chdir(tmp_path)
     results = doctest.testmod(verbs)
-    assert results.attempted >= 9
+    assert results.attempted >= 12
     assert results.failed == 0
 
 
@@ -79,6 +87,23 @@ def test_a_configuration_is_estimated_as_its_file_is(tmp_path):
     from_file = planner.estimate(tmp_path / "run.yaml")
     assert from_file == planner.estimate(config)
     assert from_file.config == config
+
+
+def test_the_file_of_another_trainer_is_estimated_as_the_command_line_does(capsys):
+    answer = planner.estimate(AXOLOTL, "24GB", max_length=4096)
+    assert isinstance(answer, PeerAnswer)
+    assert main(["estimate", str(AXOLOTL), "--gpu", "24GB", "--max-length", "4096", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(peer_document(answer)))
+
+
+def test_the_file_of_another_trainer_says_whose_step_it_is():
+    with pytest.raises(ConfigError, match="says whose step it is"):
+        planner.estimate(AXOLOTL, "24GB", trainer="trl")
+
+
+def test_a_server_reads_no_file_of_another_trainer():
+    with pytest.raises(ConfigError, match="files of this machine are not read here"):
+        planner.estimate(AXOLOTL, "24GB", access=Access(files=False))
 
 
 def test_a_configuration_has_its_own_method():

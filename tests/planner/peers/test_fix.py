@@ -33,13 +33,13 @@ def changed(fix):
 )
 def test_the_fixed_file_passes_the_same_check(name, gpu, tmp_path):
     before = answer(name, gpu)
-    assert before.prediction.verdict != "fits"
+    assert before.verdict != "fits"
     path = tmp_path / name
     path.write_text(before.fix.document.text)
     after = check_file(*peer_of(path), gpu)
     assert after.objections == ()
-    assert after.prediction.estimate.process_bytes == before.fix.prediction.estimate.process_bytes
-    assert after.prediction.estimate.interval_bytes[1] <= after.prediction.usable_bytes
+    assert after.estimate.process_bytes == before.fix.prediction.estimate.process_bytes
+    assert after.estimate.interval_bytes[1] <= after.usable_bytes
 
 
 def test_a_file_that_fits_has_no_fix():

@@ -44,7 +44,7 @@ def test_each_key_of_a_real_file_is_accounted_for(path):
     accounts = answer.file.accounts
     assert [account.key for account in accounts] == list(answer.file.values)
     assert {account.status for account in accounts} <= {"understood", "no effect", "off", "not modeled"}
-    assert answer.prediction.estimate.process_bytes > 0
+    assert answer.estimate.process_bytes > 0
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_what_matters_and_is_not_counted_is_listed(name, missing):
 
 def test_a_key_that_may_take_more_leaves_no_promise():
     answer = check_file(*peer_of(GOLDEN / "axolotl-llama-3-lora-8b.yml"), "h200")
-    assert answer.prediction.estimate.interval_bytes[1] < answer.prediction.usable_bytes
-    assert answer.prediction.verdict == "tight"
+    assert answer.estimate.interval_bytes[1] < answer.usable_bytes
+    assert answer.verdict == "tight"
 
 
 def test_a_key_that_the_peer_does_not_have_is_listed_with_the_one_that_is_meant():
@@ -168,12 +168,12 @@ def test_a_model_that_is_not_known_can_be_replaced_by_one_of_its_shape(tmp_path,
         check_file(*peer_of(path), "a100-80gb")
     assert error.value.hint.startswith("--model takes another name of the same shape")
     answer = check_file(*peer_of(path), "a100-80gb", "llama3-8b")
-    assert answer.prediction.target.name == "meta-llama/Meta-Llama-3-8B"
+    assert answer.target.name == "meta-llama/Meta-Llama-3-8B"
 
 
 def test_all_cards_of_a_machine_share_the_run():
     answer = check_file(*peer_of(GOLDEN / "axolotl-mistral-qlora.yml"), "g5.12xlarge")
-    assert (answer.prediction.config.num_gpus, answer.prediction.config.parallel.strategy) == (4, "ddp")
+    assert (answer.config.num_gpus, answer.config.parallel.strategy) == (4, "ddp")
 
 
 def test_a_fix_is_for_as_many_cards_as_the_question():
