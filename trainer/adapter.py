@@ -18,6 +18,10 @@ from profiles.errors import ConfigError
 SCORE = "score"
 """The head of a decoder that classifies, in Transformers; a reward model has one class."""
 
+READS_OUT_PROJ = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+"""Types whose kernels read the weight of `out_proj` past an adapter, so that PEFT refuses one there (peft 0.21.2,
+`_check_lora_target_modules_mamba`)."""
+
 UNKNOWN_STEPS = 10**9
 """Stands for AdaLoRA's number of steps until the trainer knows it (`trainer.rank_schedule`)."""
 
@@ -72,12 +76,17 @@ def task_type(model: PreTrainedModel) -> TaskType:
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all Linear modules but the head, sorted."""
+    """Last parts of the names of all Linear modules that can have an adapter, which the head cannot, sorted."""
     head = getattr(model, SCORE, None) or model.get_output_embeddings()
-    modules = ((name, module) for name, module in model.named_modules() if module is not head)
-    return sorted(
-        {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
-    )
+    # Llama 4's router is a Linear by its class alone: it returns two tensors.
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        and module is not head
+        and not type(module).__name__.endswith("Router")
+    }
+    return sorted(names - {"out_proj"} if model.config.model_type in READS_OUT_PROJ else names)
 
 
 def first_line(error: Exception) -> str:

@@ -206,12 +206,14 @@ def wrap_with_adapter(
     adapter = adapter_config(config, model)
     if adapter is None:
         return model
+    # PEFT fails with some of its layers in place, whose own names would be among these.
+    known = linear_names(model)
     try:
         return get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
     except ValueError as error:
         raise ConfigError(
             f"PEFT cannot put {adapter.peft_type.value} on {config.model}: {first_line(error)}",
-            hint=f"its Linear modules are {', '.join(linear_names(model))}",
+            hint=f"its Linear modules are {', '.join(known)}",
         ) from error
 
 

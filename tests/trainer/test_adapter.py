@@ -39,6 +39,43 @@ def test_all_linear_is_each_linear_module_but_the_head(model, peft_type):
     assert made.target_modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+def test_all_linear_leaves_out_what_a_kernel_reads_past_an_adapter(tiny_config):
+    import torch
+    from transformers import MambaConfig
+
+    from trainer.adapter import linear_names
+    from trainer.build import empty_model
+
+    config = tiny_config(attn_implementation="eager")
+    with torch.device("meta"):
+        mamba = empty_model(config, MambaConfig(hidden_size=64, num_hidden_layers=1, vocab_size=100))
+    assert linear_names(mamba) == ["dt_proj", "in_proj", "x_proj"]
+
+
+def test_all_linear_leaves_out_a_router_that_is_a_linear_module(tiny_config):
+    import torch
+    from transformers import Llama4TextConfig
+
+    from trainer.adapter import linear_names
+    from trainer.build import empty_model
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "intermediate_size_mlp": 64, "head_dim": 16, "vocab_size": 100}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "num_hidden_layers": 1}
+    with torch.device("meta"):
+        llama4 = empty_model(tiny_config(), Llama4TextConfig(**sizes, **heads))
+    names = linear_names(llama4)
+    assert "q_proj" in names
+    assert "router" not in names
+
+
+def test_a_name_that_peft_refuses_is_answered_with_those_that_the_model_has(tiny_config, model):
+    from trainer.build import wrap_with_adapter
+
+    with pytest.raises(ConfigError, match="PEFT cannot put LORA on") as refused:
+        wrap_with_adapter(model, tiny_config(lora=LoraKnobs(target_modules=("no_such",))))
+    assert refused.value.hint.endswith("down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj")
+
+
 def test_what_peft_itself_refuses_is_told_in_a_sentence(model):
     from trainer.adapter import make_peft_config
 
