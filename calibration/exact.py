@@ -18,9 +18,10 @@ from planner.resolve import resolve_step, step_of_network
 from planner.step import StepSpec
 from planner.traced import Alive, TraceAnswer, TraceQuestion
 from planner.units import format_bytes
-from profiles.errors import FituneError
+from profiles.errors import FituneError, UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.trainer import traits_of
+from trainer.adapter import first_line
 
 RESERVED_ERROR = 0.08
 """How far a measurement of reserved memory may lie above a simulated one: `calibration/ERRORS.md`, 95th percentile."""
@@ -33,13 +34,27 @@ def answer(question: TraceQuestion) -> TraceAnswer:
     """Trace the run in `question` and replay it on the allocator. Raises FituneError for what cannot be traced."""
     architecture, step = traced_step(question)
     gpu = question.gpu
-    stream = trace(architecture, step, workspace_bytes=gpu.cublas_workspace_bytes if gpu else 0)
+    stream = _traced(architecture, step, gpu.cublas_workspace_bytes if gpu else 0)
     if gpu is None:
         return _on_cpu(stream)
     loaded = with_loading(stream, step)
     # The launcher asks for expandable segments; other trainers take torch's default.
     settings = Settings(expandable_segments=traits_of(question.trainer).name == "fitune")
     return _on_gpu(stream, loaded, replay(loaded, settings), settings, gpu)
+
+
+def _traced(architecture: PreTrainedConfig, step: StepSpec, workspace_bytes: int) -> Stream:
+    """The stream of the step. What a library says against it, of whatever class, is said to the user."""
+    try:
+        return trace(architecture, step, workspace_bytes=workspace_bytes)
+    except FituneError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"the step of a {architecture.model_type} cannot be traced: {type(error).__name__}: {first_line(error)}",
+            # TRL's fused loss runs its own code in place of the model's, which not every model suits.
+            hint="the model's own loss may do: --set loss=full" if step.loss == "fused" else None,
+        ) from error
 
 
 def traced_step(question: TraceQuestion) -> tuple[PreTrainedConfig, StepSpec]:

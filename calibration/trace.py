@@ -103,7 +103,7 @@ def _traced(
     on_gpu = as_on_gpu(step) if step.device == "cuda" else contextlib.nullcontext()
     step = in_bfloat16(step)
     with _alone(), tempfile.TemporaryDirectory() as folder:
-        config = run_config(step).model_copy(update={"output_dir": folder})
+        config = run_config(step, architecture.model_type).model_copy(update={"output_dir": folder})
         trainer, stacks = _trainer(config, architecture, whole, harness)
         networks = _networks(trainer)
         with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from planner.run_config import RunConfig
 from profiles.architecture import Architecture, Attention, Block, Embedding, Linear, Mlp
 from profiles.errors import ConfigError, UnsupportedError
-from trainer.adapter import linear_names
+from trainer.adapter import first_line, linear_names
 from trainer.build import empty_model
 
 
@@ -31,16 +31,32 @@ def undescribed_network(architecture: PreTrainedConfig, config: RunConfig) -> Ar
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and config.max_length > positions:
         raise ConfigError(f"max_length is {config.max_length}, but the model reads at most {positions} tokens")
-    with torch.device("meta"):
-        model = empty_model(config, architecture)
-    linears = tuple(Linear(name, 1, 1) for name in linear_names(model))
+    linears = tuple(Linear(name, 1, 1) for name in linear_names(_empty(architecture, config)))
     nothing = Linear("", 1, 1)
     block = Block("layer", text.num_hidden_layers, _attention(text, nothing), Mlp("mlp", linears, nothing, False, ""))
     return Architecture((Embedding("", 1, 1),), (block,), (), nothing, tied=False)
 
 
+def _empty(architecture: PreTrainedConfig, config: RunConfig) -> PreTrainedModel:
+    """The model on the meta device; flash attention has the modules of sdpa and need not be installed."""
+    code = "eager" if config.attn_implementation == "eager" else "sdpa"
+    try:
+        with torch.device("meta"):
+            return empty_model(config.model_copy(update={"attn_implementation": code}), architecture)
+    except ImportError as error:
+        raise UnsupportedError(f"a {architecture.model_type} cannot be traced: {first_line(error)}") from error
+    except ValueError as error:
+        # Transformers' own checks of what a model has.
+        raise UnsupportedError(
+            f"Transformers has no {architecture.model_type} with attn_implementation {code} that trains on "
+            f"{config.objective}: {first_line(error)[:200]}",
+            hint="try --set attn_implementation=eager" if code == "sdpa" else None,
+        ) from error
+
+
 def _attention(text: Any, nothing: Linear) -> Attention:  # noqa: ANN401 - every type of model has its own class
-    heads = text.num_attention_heads
+    # A network of states alone has none; then nothing of what follows is used.
+    heads = getattr(text, "num_attention_heads", None) or 1
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     slides = getattr(text, "use_sliding_window", True)
     return Attention(

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from transformers import CohereConfig
+from transformers import CohereConfig, GraniteMoeConfig, MambaConfig
 
 from calibration.exact import answer
 from planner.memory.estimate import estimate
@@ -93,3 +93,34 @@ def test_what_transformers_does_not_know_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nothing_like_it"}')
     with pytest.raises(UnsupportedError, match="nothing_like_it"):
         answer(question(model=None, folder=tmp_path))
+
+
+def test_flash_attention_is_traced_where_it_is_not_installed(undescribed):
+    config = question().config.model_copy(update={"attn_implementation": "flash_attention_2"})
+    assert answer(question(model=None, folder=undescribed, config=config)).process_bytes
+
+
+def test_a_network_without_attention_is_traced(tmp_path):
+    MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=500, state_size=4).save_pretrained(tmp_path)
+    usual = question().config
+    with pytest.raises(UnsupportedError, match="no mamba with attn_implementation sdpa") as refused:
+        answer(question(model=None, folder=tmp_path))
+    assert "eager" in refused.value.hint
+    eager = usual.model_copy(update={"attn_implementation": "eager", "max_length": 64})
+    assert any(one.kind == "adapter" for one in answer(question(model=None, folder=tmp_path, config=eager)).alive)
+
+
+def test_what_a_library_cannot_compute_is_told_with_a_way_out(tmp_path):
+    GraniteMoeConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=500,
+    ).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"granitemoe cannot be traced: .*num_experts") as refused:
+        answer(question(model=None, folder=tmp_path))
+    config = question().config.model_copy(update={"loss": "full"})
+    assert "loss=full" in refused.value.hint
+    assert answer(question(model=None, folder=tmp_path, config=config)).process_bytes
