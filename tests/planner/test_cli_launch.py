@@ -14,6 +14,7 @@ from planner.commands.launch import run_process, trainer_argv
 from planner.run_record import RECORD_FILE, Prediction
 from profiles.detect import DetectedGpu
 from profiles.gpu_catalog import find_gpu
+from trainer.recover import MAX_RESTARTS
 
 PLAN = ("plan", "llama2-7b", "--gpu", "t4", "--method", "qlora")
 
@@ -96,6 +97,11 @@ def test_what_is_free_on_the_card_now_decides_and_not_what_was_planned_for(run_f
     assert main(["launch", str(run_file)]) == 1
     assert len(started) == 1
     assert capsys.readouterr().out.startswith("No: ")
+
+
+def test_the_help_names_the_trainers_own_number_of_restarts(capsys):
+    assert main(["launch", "--help"]) == 0
+    assert f" {MAX_RESTARTS} if not given." in " ".join(capsys.readouterr().out.split())
 
 
 def test_force_starts_it_all_the_same(run_file, started, capsys):
