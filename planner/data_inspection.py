@@ -71,4 +71,4 @@ def guess_note(report: DataReport) -> str | None:
     if report.unit == "tokens":
         return None
     why = f"the tokenizer of {report.model} is not on this machine" if report.model else "no model is named"
-    return f"{why}; a token is taken for {CHARACTERS_PER_TOKEN} characters"
+    return f"{why}; every {CHARACTERS_PER_TOKEN} characters are taken for a token"

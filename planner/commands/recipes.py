@@ -66,8 +66,8 @@ def _print_one(recipe: Recipe) -> None:
     examples = "pairs" if recipe.objective == "dpo" else "rows"
     console.print(f"{recipe.name}: {recipe.about}\n", soft_wrap=True)
     facts = [
-        ("model", f"{recipe.model}; `fitune plan MODEL --recipe {recipe.name}` takes another one"),
-        ("card", f"{recipe.gpu}; --gpu takes another one"),
+        ("model", f"{recipe.model}; `fitune plan MODEL --recipe {recipe.name}` plans another one"),
+        ("card", f"{recipe.gpu}; --gpu plans for another one"),
         ("data", f"rows of the form {recipe.data}, up to {recipe.max_length} tokens"),
         ("how", f"{recipe.objective}, {recipe.method}, {recipe.batch_size} {examples} a step"),
         ("source", recipe.source),

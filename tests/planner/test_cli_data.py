@@ -43,7 +43,7 @@ Can be trained on, but is rarely meant:
           64         0       100.0%
          512         0       100.0%
 
-note: no model is named; a token is taken for 3 characters; --model counts them
+note: no model is named; every 3 characters are taken for a token; --model counts them
 """
 
 
@@ -65,7 +65,7 @@ def test_without_the_tokenizer_the_way_to_it_is_told(file, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["data", file({"text": "One."}), "--model", "no/such-model"]) == 0
     assert capsys.readouterr().out.endswith(
-        "note: the tokenizer of no/such-model is not on this machine; a token is taken for 3 characters; "
+        "note: the tokenizer of no/such-model is not on this machine; every 3 characters are taken for a token; "
         "--download fetches the tokenizer\n"
     )
 

@@ -23,7 +23,7 @@ def test_without_the_tokenizer_tokens_are_guessed_from_characters_and_it_is_said
     report = inspect_data(texts("x" * 3, "x" * 4, "x" * 30), "no/such-model")
     assert lengths_of(report).counts == ((1, 1), (2, 1), (10, 1))
     assert guess_note(report) == (
-        "the tokenizer of no/such-model is not on this machine; a token is taken for 3 characters"
+        "the tokenizer of no/such-model is not on this machine; every 3 characters are taken for a token"
     )
 
 
