@@ -32,6 +32,9 @@ LAYER_LISTS = ("layers", "h", "block", "blocks")
 LAYER = "(layer)"
 """Where neither a norm, a projection, attention nor the MLP makes a tensor: the layer itself adds the residual."""
 
+NUMBER = "lift_fresh"
+"""The operator that makes a tensor of a Python number: a scalar, such as Falcon makes of its mask's fill value."""
+
 
 @dataclass(frozen=True, slots=True)
 class SavedTensor:
@@ -113,6 +116,8 @@ def traced_saved(stream: Stream, block: Block, stack: str, layer: int, phase: Ph
         allocation = stream.allocations[max(event, 0)]
         inside = _inside(allocation.module, stack, layer) if allocation.bytes else None
         if event < 0 or inside is None or (allocation.kind, allocation.phase) != ("saved tensor", phase):
+            continue
+        if allocation.name == NUMBER:
             continue
         named = [part for part in inside if part in modules]
         yield SavedTensor(named[-1] if named else LAYER, allocation.name, rounded(allocation.bytes))
