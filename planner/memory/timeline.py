@@ -10,7 +10,7 @@ from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.sharding import Engine, as_shared, at_work, engine_of, layer_unit
-from planner.memory.tape import Moment, rounded
+from planner.memory.tape import Moment, Tape, rounded
 from planner.run_config import DTYPE_BYTES
 from planner.step import Adapter, StepSpec
 from profiles.architecture import Architecture
@@ -123,7 +123,7 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     first, then = (engine.in_loss(units, groups[-1].unit, forward) for forward in (True, False))
     return Timeline(
         forward=_forward(groups, embedding, engine),
-        loss_forward=Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=first),
+        loss_forward=_loss_forward(loss, stored, copies, first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         transients=max(group.forward.bytes - group.memory.input_bytes for group in groups),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
@@ -131,6 +131,13 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
             groups, stored, loss, _embedding_peak(architecture, worked), not step.gradients_persist, engine
         ),
     )
+
+
+def _loss_forward(loss: "LossMemory", stored: int, copies: int, gathered: int) -> Peak:
+    """The end of the forward pass: the loss, or the model's output as it is handed on without autocast's `copies`."""
+    computed = Peak("loss", loss.forward, stored, loss.forward.bytes, copies=copies, gathered=gathered)
+    handed_on = Peak("loss", loss.handed_on, stored, loss.handed_on.bytes, gathered=gathered)
+    return max(computed, handed_on, key=lambda peak: peak.bytes)
 
 
 def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
@@ -294,9 +301,13 @@ def _embedding_peak(architecture: Architecture, step: StepSpec) -> Peak:
 
 @dataclass(frozen=True, slots=True)
 class LossMemory:
-    """The peaks of final norm, head and loss; `kept_bytes` is the output that the caller keeps through the backward."""
+    """The peaks of final norm, head and loss; `kept_bytes` is the output that the caller keeps through the backward.
+
+    `handed_on` is when accelerate makes float32 of the output, after the autocast region.
+    """
 
     forward: Moment
+    handed_on: Moment
     backward: Moment
     inference: Moment
     saved_bytes: int
@@ -311,12 +322,27 @@ def _loss_memory(architecture: Architecture, step: StepSpec, itemsize: int) -> L
     logits = step.num_tokens * architecture.head.out_features * itemsize_of_logits
     return LossMemory(
         forward=tape.forward_peak(tape.saved()),
+        handed_on=_handed_on(architecture, step, tape),
         backward=tape.backward_peak(),
         inference=tape.forward_peak(),
         saved_bytes=tape.saved_bytes(),
         parameter_gradient_bytes=tape.parameter_gradient_bytes(),
         kept_bytes=rounded(logits) if step.output_alive else 0,
     )
+
+
+def _handed_on(architecture: Architecture, step: StepSpec, tape: Tape) -> Moment:
+    """What the loss keeps, the logits, and their float32 copy (accelerate, `convert_outputs_to_fp32`).
+
+    The other ways to the loss return no logits, or have had more of them at once.
+    """
+    if step.loss != "full_inplace" or not step.autocast or step.upcast_in_model:
+        return Moment(0, "", ())
+    saved = tape.saved()
+    elements = step.num_tokens * architecture.head.out_features
+    kept = any(tensor.name == architecture.head.name for tensor in saved)
+    logits = 0 if kept else rounded(elements * DTYPE_BYTES[step.autocast])
+    return Moment(tape.saved_bytes() + logits + rounded(elements * FLOAT32), "logits in float32", saved)
 
 
 @lru_cache(maxsize=4096)

@@ -1,10 +1,11 @@
 """The closed form against the trace, on shrunken models: saved tensors by name, and the peaks of the phases.
 
 Left out: T5 (its peaks differ by up to 9 %), torch's math kernel with dropout of attention weights (which the trace
-takes from the CPU), the loss in place, which belongs to older libraries, and Falcon without masks (its class makes one
-of its own).
+takes from the CPU), and Falcon without masks (its class makes one of its own). Of the loss in place, the phases that
+do not bind: with phi-2 and GPT-2 they are up to 11 % off.
 """
 
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -107,7 +108,7 @@ def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
         double_quant=method == "qlora",
         autocast=None if method == "full" else "bfloat16",
         attention="eager" if name in EAGER_ONLY else draw(st.sampled_from(kernels)),
-        loss=draw(st.sampled_from(("full", "fused", "liger", "chunked"))),
+        loss=draw(st.sampled_from(("full", "full_inplace", "fused", "liger", "chunked"))),
         checkpointing=checkpointing != "none",
         checkpoint_every=2 if checkpointing == "every second" else 1,
         checkpoint_offload=checkpointing == "offloaded",
@@ -133,7 +134,7 @@ def test_the_peak_is_that_of_the_trace(cell: tuple[str, StepSpec]):
     model = small(name)
     traced, predicted = trace(transformers_config(model), step).peaks(), phases(model, step)
     assert max(predicted.values()) == pytest.approx(max(traced.values()), rel=TOLERANCE)
-    for phase, peak in predicted.items():
+    for phase, peak in predicted.items() if step.loss != "full_inplace" else ():
         assert peak == pytest.approx(traced[phase], rel=TOLERANCE_OF_A_PHASE), phase
 
 
@@ -148,6 +149,19 @@ def test_the_same_tensors_are_saved_by_name(name: str, method: str):
     pairs = saved_pairs(model, named_step(model, method, kernel, False, 2, 256))
     assert len(pairs) > 10
     assert [pair for pair in pairs if pair.closed_form is None or pair.trace is None] == []
+
+
+@pytest.mark.parametrize(("name", "method"), [("olmo2-1b", "qlora"), ("smollm3-3b", "full")])
+def test_logits_that_are_handed_on_in_float32_are_the_peak_of_the_loss_in_place(name: str, method: str):
+    from calibration.model_config import transformers_config
+    from calibration.parity import named_step
+    from calibration.trace import trace
+
+    model = small(name)
+    step = replace(named_step(model, method, "flash", True, 2, 256), loss="full_inplace", autocast="bfloat16")
+    step = replace(step, weight_dtype="float32" if method == "full" else "bfloat16")
+    traced = trace(transformers_config(model), step).peaks()["forward"]
+    assert phases(model, step)["forward"] == pytest.approx(traced, rel=0.01)
 
 
 def test_a_tensor_that_only_one_side_has_is_named():
