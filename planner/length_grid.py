@@ -34,7 +34,7 @@ class LengthGrid:
 
 
 def length_grid(plan: Plan) -> LengthGrid:
-    """The memory of `plan`, fitting or not, over length and micro-batch; about 5 ms."""
+    """The memory of `plan`, fitting or not, over length and micro-batch, an estimate for each cell."""
     judge = Judge(plan.request, estimate)
     lengths = _lengths(plan)
     batches = tuple(sorted({*MICRO_BATCHES, plan.closest.per_device_train_batch_size}))
