@@ -220,13 +220,19 @@ def _record(
     trainer.training_step = _followed_by_phase(trainer, recorder)
     batches = FakeBatches(trainer, config, config.per_device_train_batch_size, recorder)
     trainer.get_train_dataloader = lambda: batches
-    paged = contextlib.nullcontext() if step.device == "cpu" else paged_states(find_optimizer(step.optimizer), recorder)
-    with fused_layers(trainer.model, step), paged, recorder:
+    with fused_layers(trainer.model, step), _paging(step, recorder), recorder:
         trainer.train()
         if step.eval_batch:
             recorder.begin("evaluation")
             inputs = FakeBatches(trainer, config, config.per_device_eval_batch_size, recorder).batch()
             trainer.prediction_step(trainer.model, inputs, prediction_loss_only=True)
+
+
+def _paging(step: StepSpec, recorder: Recorder) -> contextlib.AbstractContextManager[None]:
+    """Where the states of a paged optimizer of bitsandbytes live; others, also such as are not described, have none."""
+    if step.device == "cpu" or not step.optimizer.startswith("paged_"):
+        return contextlib.nullcontext()
+    return paged_states(find_optimizer(step.optimizer), recorder)
 
 
 def _followed_by_phase(trainer: Trainer, recorder: Recorder) -> Callable[..., torch.Tensor]:
