@@ -39,6 +39,8 @@ class MeasuringProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         timer = Timer(self._limit_seconds, process.kill)
+        # Ctrl-C may come before `try`: a timer that nobody cancels must not keep this process alive.
+        timer.daemon = True
         timer.start()
         try:
             process.stdin.write(point.model_dump_json() + "\n")

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from planner.commands.launch_options import (
@@ -144,14 +143,15 @@ def trainer_argv(
 
 def run_process(argv: Sequence[str], stdout: IO[str] | None = None) -> int:
     """Run a process to its end and return its exit code; signals are passed on to it, once."""
-    # In a group of its own: the terminal would send Ctrl-C to both, and the second one means "at once".
-    process = subprocess.Popen(argv, stdout=stdout, process_group=0)
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    early: list[int] = []
+    pass_on = early.append
+    before = {number: signal.signal(number, lambda number, _: pass_on(number)) for number in PASSED_ON}
     try:
+        # In a group of its own: the terminal would send Ctrl-C to both, and the second one means "at once".
+        process = subprocess.Popen(argv, stdout=stdout, process_group=0)
+        pass_on = process.send_signal
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in before.items():

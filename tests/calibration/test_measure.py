@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import combinations
@@ -162,6 +163,19 @@ def test_a_process_that_does_not_answer_is_a_failure():
         attempt = process.attempt(cpu_grid()[0].point)
     assert attempt.outcome == "failed"
     assert "was ended by signal 9" in attempt.message
+
+
+def test_ctrl_c_as_a_point_begins_leaves_no_thread_that_keeps_the_process_alive(monkeypatch):
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibration.measuring_process.Timer.start", interrupted)
+    with pytest.raises(KeyboardInterrupt), MeasuringProcess(limit_seconds=60) as process:
+        process.attempt(cpu_grid()[0].point)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]
 
 
 def test_ctrl_c_ends_it_without_a_trace(tmp_path):
