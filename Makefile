@@ -67,7 +67,7 @@ screenshots: install  ## take the pictures of the page for the documentation; ne
 	$(BIN)/python -m tests.planner.serve.screenshots
 
 peers: install  ## install the trainers whose schemas exports are validated against, into .venv-peers
-	$(BIN)/python -m calibration.peer_environment
+	$(BIN)/python -m calibration.peers.environment
 
 clean:  ## remove .venv, runs and caches
 	rm -rf $(VENV) .venv-peers runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,15 +11,15 @@ from typing import Any, get_args
 import typer
 
 from calibration.compare import compare
-from calibration.error_table import METRICS, Errors, errors_of, summarize
 from calibration.fit import errors as speed_errors
 from calibration.fit import fit, gather
-from calibration.fit_speed import NAMES
-from calibration.measured_runs import read_runs
+from calibration.fitting.speed import NAMES
 from calibration.residuals import GROUPINGS, RUNS, Coverage, coverage, now_fitted
-from planner.speed_rates import speed_facts
+from calibration.truth.error_table import METRICS, Errors, errors_of, summarize
+from calibration.truth.measured_runs import read_runs
+from planner.memory.verdict import Verdict
+from planner.speed.rates import speed_facts
 from planner.units import format_bytes
-from planner.verdict import Verdict
 from profiles.fitted import fitted
 from profiles.overheads import overheads
 from profiles.slack import simulated_slack

@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from calibration.error_table import Comparison, Skipped, as_json, print_tables
-from calibration.harness import harness_of
-from calibration.kept_traces import KeptTraces, fingerprint, tracer
-from calibration.measured_runs import MeasuredRun, read_runs
-from calibration.measured_step import question
-from calibration.prediction import Prediction, Question, Refusal, closed_form
+from calibration.trace.harness import harness_of
+from calibration.truth.error_table import Comparison, Skipped, as_json, print_tables
+from calibration.truth.kept_traces import KeptTraces, fingerprint, tracer
+from calibration.truth.measured_runs import MeasuredRun, read_runs
+from calibration.truth.measured_step import question
+from calibration.truth.prediction import Prediction, Question, Refusal, closed_form
 from planner.report.progress import progress_bar
 from profiles.errors import FituneError, InputError
 
@@ -74,7 +74,7 @@ def by_trace(questions: Questions, kept: KeptTraces | None = None) -> Answers:
     if not alike:
         return answers
     # torch takes seconds to import, and nothing else here needs it.
-    from calibration.traced_prediction import traced_each
+    from calibration.truth.traced_prediction import traced_each
 
     with progress_bar(f"tracing {len(alike)} steps") as progress:
         firsts = {key: (questions[ids[0]], harness_of(ids[0])) for key, ids in alike.items()}
@@ -115,7 +115,7 @@ def main(
         compared, skipped = compare(read_runs(runs), by_trace if with_ == "trace" else by_closed_form)
         if picture is not None:
             # matplotlib is part of the extra `dev`.
-            from calibration.error_picture import draw
+            from calibration.truth.error_picture import draw
 
             draw(compared, picture)
     except FituneError as error:

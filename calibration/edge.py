@@ -17,16 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from calibration.grid import Planned, capped_grid
 from calibration.measure import ending, parse_cap
-from calibration.measurement import Measurement, read_measurements
+from calibration.measuring.grid import Planned, capped_grid
+from calibration.measuring.measurement import Measurement, read_measurements
+from planner.memory.verdict import Verdict
 from planner.report.answer import method_words
 from planner.report.console import data_console
 from planner.report.document import print_json
 from planner.report.progress import progress_bar
 from planner.report.table import Column, print_table
 from planner.units import format_bytes
-from planner.verdict import Verdict
 from profiles.errors import FituneError, InputError
 from profiles.gpu import GpuProfile
 from profiles.gpu_catalog import find_gpu
@@ -92,11 +92,11 @@ def simulated_edges(points: Sequence[Planned], gpu: GpuProfile, minutes: float) 
 def _runs(one: Planned, gpu: GpuProfile) -> bool:
     """Whether the replay of the traced step ends within what the cap leaves to the allocator."""
     # torch takes seconds to import, and records need none of it.
-    from calibration.allocator import Settings
-    from calibration.loading import with_loading
-    from calibration.model_config import transformers_config
-    from calibration.replay import replay
-    from calibration.trace import trace
+    from calibration.allocator.caching import Settings
+    from calibration.allocator.loading import with_loading
+    from calibration.allocator.replay import replay
+    from calibration.trace.model_config import transformers_config
+    from calibration.trace.step_trace import trace
 
     point = one.point
     stream = trace(transformers_config(point.model), point.step, workspace_bytes=gpu.cublas_workspace_bytes)

@@ -12,10 +12,20 @@ from typing import Annotated
 import typer
 
 from calibration.compare import Predict, Way, by_closed_form, by_trace, compare
-from calibration.error_table import COLUMNS, METRICS, Comparison, Metric, Skipped, figures, group_lines, method, reasons
-from calibration.kept_traces import KeptTraces
-from calibration.measured_runs import read_runs
-from calibration.misses import misses
+from calibration.truth.error_table import (
+    COLUMNS,
+    METRICS,
+    Comparison,
+    Metric,
+    Skipped,
+    figures,
+    group_lines,
+    method,
+    reasons,
+)
+from calibration.truth.kept_traces import KeptTraces
+from calibration.truth.measured_runs import read_runs
+from calibration.truth.misses import misses
 
 HERE = Path(__file__).parent
 RUNS = HERE / "truth" / "runs.csv"

@@ -7,21 +7,21 @@ from collections import defaultdict
 
 from transformers import PreTrainedConfig
 
-from calibration.allocator import Settings
-from calibration.loading import with_loading
-from calibration.model_config import transformers_config
-from calibration.replay import Replay, process_bytes, replay, smallest_capacity
-from calibration.stream import Allocation, Stream
-from calibration.trace import trace
-from calibration.undescribed import read_config, undescribed_network
-from planner.resolve import resolve_step, step_of_network
-from planner.step import StepSpec
-from planner.traced import Alive, TraceAnswer, TraceQuestion
+from calibration.allocator.caching import Settings
+from calibration.allocator.loading import with_loading
+from calibration.allocator.replay import Replay, process_bytes, replay, smallest_capacity
+from calibration.allocator.stream import Allocation, Stream
+from calibration.trace.model_config import transformers_config
+from calibration.trace.step_trace import trace
+from calibration.trace.undescribed import read_config, undescribed_network
+from planner.predict.traced import Alive, TraceAnswer, TraceQuestion
+from planner.step.resolve import resolve_step, step_of_network
+from planner.step.step_spec import StepSpec
 from planner.units import format_bytes
 from profiles.errors import FituneError, UnsupportedError
 from profiles.gpu import GpuProfile
 from profiles.trainer import traits_of
-from trainer.adapter import first_line
+from trainer.model.adapter import first_line
 
 RESERVED_ERROR = 0.08
 """How far a measurement of reserved memory may lie above a simulated one: `calibration/ERRORS.md`, 95th percentile."""

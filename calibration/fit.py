@@ -17,12 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.fit_slack import fit_slack
-from calibration.fit_speed import NAMES, expectations, fit_efficiencies, left_out_errors
-from calibration.measured_runs import read_runs
-from calibration.measurement import Measurement, read_measurements
+from calibration.fitting.slack_shares import fit_slack
+from calibration.fitting.speed import NAMES, expectations, fit_efficiencies, left_out_errors
+from calibration.fitting.timed_steps import TimedStep, published_steps, recorded_steps
+from calibration.measuring.measurement import Measurement, read_measurements
 from calibration.residuals import RUNS, predicted_runs
-from calibration.timed_steps import TimedStep, published_steps, recorded_steps
+from calibration.truth.measured_runs import read_runs
 from planner.units import MIB
 from profiles.errors import FituneError, InputError
 from profiles.fitted import FITTED_FILE, Efficiencies, Fitted, MeasuredContext, fitted

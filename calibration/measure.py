@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from calibration.grid import SECONDS_BESIDE_STEPS, Planned, capped, capped_grid, cpu_grid, grid
-from calibration.measure_report import line, print_grid, print_summary
-from calibration.measurement import (
+from calibration.measuring.grid import SECONDS_BESIDE_STEPS, Planned, capped, capped_grid, cpu_grid, grid
+from calibration.measuring.measurement import (
     Expected,
     Measurement,
     append_measurement,
@@ -25,13 +24,14 @@ from calibration.measurement import (
     read_measurements,
     stored_run,
 )
-from calibration.measuring_process import MeasuringProcess
-from planner.prediction import Target, predict_traced
+from calibration.measuring.measuring_process import MeasuringProcess
+from calibration.measuring.report import line, print_grid, print_summary
+from planner.predict.prediction import Target, predict_traced
+from planner.predict.traced import check_tracer
+from planner.records.run_record import CPU, Prediction
+from planner.records.run_store import StoreError, remember, store_path
 from planner.report.error import print_error
 from planner.report.progress import busy, progress_bar
-from planner.run_record import CPU, Prediction
-from planner.run_store import StoreError, remember, store_path
-from planner.traced import check_tracer
 from planner.units import format_bytes
 from profiles.detect import detect_gpu
 from profiles.errors import EnvironmentFault, FituneError, InputError

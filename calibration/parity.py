@@ -12,15 +12,15 @@ from typing import Annotated
 
 import typer
 
-from calibration.model_config import transformers_config
-from calibration.stream import Phase, Stream
-from calibration.trace import trace
+from calibration.allocator.stream import Phase, Stream
+from calibration.trace.model_config import transformers_config
+from calibration.trace.step_trace import trace
+from planner.config.run_config import Quantization
 from planner.memory.embedding import stream_itemsize
 from planner.memory.layer import layer_memory, layer_tape
 from planner.memory.tape import rounded
-from planner.network import network
-from planner.run_config import Quantization
-from planner.step import Adapter, AttentionKernel, StepSpec
+from planner.step.network import network
+from planner.step.step_spec import Adapter, AttentionKernel, StepSpec
 from profiles.architecture import Architecture, Block
 from profiles.errors import FituneError
 from profiles.model import ModelProfile

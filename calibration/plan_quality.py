@@ -14,17 +14,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from calibration.grid import CPU_STEPS, RANDOM_TOKENS, STEPS, Planned, capped, checkpointing, planned, tiny_model
 from calibration.measure import Order, ending, measure_all, own_gpu
-from calibration.measurement import Measurement, read_measurements
+from calibration.measuring.grid import (
+    CPU_STEPS,
+    RANDOM_TOKENS,
+    STEPS,
+    Planned,
+    capped,
+    checkpointing,
+    planned,
+    tiny_model,
+)
+from calibration.measuring.measurement import Measurement, read_measurements
+from planner.config.run_config import DataKnobs, RunConfig
 from planner.report.answer import method_words
 from planner.report.console import data_console
 from planner.report.document import print_json
 from planner.report.progress import busy
 from planner.report.table import Column, print_table
-from planner.request import Request
-from planner.run_config import DataKnobs, RunConfig
-from planner.search import search
+from planner.search.ranking import search
+from planner.search.request import Request
 from planner.units import GIB, format_bytes
 from profiles.gpu import GpuProfile
 from profiles.main_memory import available_memory_bytes

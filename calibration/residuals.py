@@ -19,13 +19,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.measured_runs import MeasuredRun, read_runs
-from calibration.measured_step import question
-from planner.common_cards import COMMON_CARDS
+from calibration.truth.measured_runs import MeasuredRun, read_runs
+from calibration.truth.measured_step import question
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.memory.reserved import attention_kind, process_memory
-from planner.step import StepSpec
-from planner.verdict import Verdict
+from planner.memory.verdict import Verdict
+from planner.search.common_cards import COMMON_CARDS
+from planner.step.step_spec import StepSpec
 from profiles.errors import InputError
 from profiles.fitted import AttentionKind
 from profiles.gpu import GpuProfile

@@ -19,9 +19,9 @@ import typer
 
 from planner.memory.estimate import estimate
 from planner.memory.timeline import timeline
-from planner.network import network
 from planner.report.progress import progress_bar
-from planner.step import Adapter, StepSpec
+from planner.step.network import network
+from planner.step.step_spec import Adapter, StepSpec
 from planner.units import MIB
 from profiles.fitted import fitted as constants
 from profiles.gpu_catalog import find_gpu
@@ -98,11 +98,11 @@ def _read(row: dict[str, str]) -> SimulatedStep:
 def simulated_bytes(model: ModelProfile, step: StepSpec) -> int:
     """The peak of reserved memory of two steps behind loading, on a card without limit, segments not expandable."""
     # torch takes seconds to import, and only a simulation needs it.
-    from calibration.allocator import Settings
-    from calibration.loading import with_loading
-    from calibration.model_config import transformers_config
-    from calibration.replay import replay
-    from calibration.trace import trace
+    from calibration.allocator.caching import Settings
+    from calibration.allocator.loading import with_loading
+    from calibration.allocator.replay import replay
+    from calibration.trace.model_config import transformers_config
+    from calibration.trace.step_trace import trace
 
     stream = trace(transformers_config(model), step, workspace_bytes=GPU.cublas_workspace_bytes)
     return replay(with_loading(stream, step), Settings()).peak.reserved

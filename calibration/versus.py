@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from calibration.grid import CPU_STEPS, RANDOM_TOKENS, STEPS, Planned, planned, tiny_model
 from calibration.measure import Order, ending, measure_all, own_gpu
-from calibration.measurement import Contender, Measurement, read_measurements
-from planner.hardware import precisions
+from calibration.measuring.grid import CPU_STEPS, RANDOM_TOKENS, STEPS, Planned, planned, tiny_model
+from calibration.measuring.measurement import Contender, Measurement, read_measurements
+from planner.config.run_config import DataKnobs, LoraKnobs, LossPath, RunConfig
 from planner.report.console import data_console
 from planner.report.document import print_json
 from planner.report.table import Column, print_table
-from planner.run_config import DataKnobs, LoraKnobs, LossPath, RunConfig
+from planner.step.hardware import precisions
 from planner.units import format_bytes
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import planner
 from calibration.compare import compare
-from calibration.error_picture import draw
-from calibration.measured_runs import read_runs
-from planner.data_lengths import DataLengths
+from calibration.truth.error_picture import draw
+from calibration.truth.measured_runs import read_runs
+from planner.data.lengths import DataLengths
 from planner.picture.curve_picture import Curve, Point, binary_step, curve_picture
 from planner.picture.memory_picture import memory_picture
 from planner.picture.shapes import Picture
 from planner.picture.svg import svg
-from planner.prediction import Prediction
+from planner.predict.prediction import Prediction
 from planner.units import format_bytes
 
 RUNS = Path(__file__).parents[1] / "calibration" / "truth" / "runs.csv"

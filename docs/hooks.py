@@ -11,10 +11,10 @@ from mkdocs.structure.pages import Page
 from typer.testing import CliRunner
 
 from planner.cli import VERBS, application
-from planner.fact_verbs import find_gpus, find_models, find_recipes, num_parameters
-from planner.run_config import RunConfig
-from planner.run_file import SECTIONS
+from planner.config.run_config import RunConfig
+from planner.config.run_file import SECTIONS
 from planner.units import GIB, format_count
+from planner.verbs.facts import find_gpus, find_models, find_recipes, num_parameters
 
 ROOT = Path(__file__).parents[1]
 

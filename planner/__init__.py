@@ -10,9 +10,9 @@ planner.estimate("7b", "t4", method="qlora").estimate.process_bytes
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planner.verbs import can as can
-    from planner.verbs import estimate as estimate
-    from planner.verbs import plan as plan
+    from planner.verbs.answers import can as can
+    from planner.verbs.answers import estimate as estimate
+    from planner.verbs.answers import plan as plan
 
 VERBS = ("can", "plan", "estimate")
 
@@ -22,9 +22,9 @@ __all__ = ["can", "estimate", "plan"]
 def __getattr__(name: str) -> object:
     # Importing planner stays instant: the command line imports single modules of it, each as it is needed.
     if name in VERBS:
-        from planner import verbs
+        from planner.verbs import answers
 
-        return getattr(verbs, name)
+        return getattr(answers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

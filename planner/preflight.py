@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.asking.question import Wishes
 from planner.peers.check import check_file, peer_of
 from planner.peers.document import read_document
 from planner.peers.recognition import recognize
-from planner.prediction import Prediction
-from planner.question import Wishes
+from planner.predict.prediction import Prediction
 from planner.units import format_bytes
-from planner.verbs import predicted
+from planner.verbs.answers import predicted
 from profiles.errors import ConfigError, FituneError
 
 FITS, DOES_NOT_FIT, BAD_INPUT = 0, 1, 2

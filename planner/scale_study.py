@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from planner.cluster import Cluster
+from planner.config.run_config import ParallelKnobs, RunConfig
 from planner.memory.estimate import MemoryEstimate, estimate
+from planner.memory.verdict import usable_bytes, verdict
 from planner.report.answer import LAYOUTS, OFFLOADS
-from planner.resolve import resolve_step
-from planner.run_config import ParallelKnobs, RunConfig
-from planner.speed import SpeedEstimate, step_time
+from planner.speed.step_time import SpeedEstimate, step_time
+from planner.step.cluster import Cluster
+from planner.step.resolve import resolve_step
 from planner.units import format_bytes, format_count
-from planner.verdict import usable_bytes, verdict
 from profiles.build_architecture import architecture
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu

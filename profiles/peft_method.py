@@ -1,4 +1,4 @@
-"""What PEFT's methods take and train on (`peft_methods.toml`, which `python -m trainer.peft_survey` writes)."""
+"""What PEFT's methods take and train on (`peft_methods.toml`, which `python -m trainer.methods.survey` writes)."""
 
 import json
 import tomllib

@@ -24,17 +24,17 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.compare import WIDTH, as_kept, by_trace, compare
-from calibration.error_table import Comparison, Metric, Skipped, errors_of, reasons, summarize
 from calibration.errors_page import EXPLAINED_FROM, RUNS, TRACED
-from calibration.kept_traces import KeptTraces
-from calibration.measured_runs import read_runs
-from calibration.misses import explained_rows
+from calibration.truth.error_table import Comparison, Metric, Skipped, errors_of, reasons, summarize
+from calibration.truth.kept_traces import KeptTraces
+from calibration.truth.measured_runs import read_runs
+from calibration.truth.misses import explained_rows
+from planner.config.run_config import LoraKnobs, RunConfig
 from planner.memory.estimate import estimate
 from planner.report.console import notes_console
-from planner.request import Request
-from planner.resolve import resolve_step
-from planner.run_config import LoraKnobs, RunConfig
-from planner.search import search
+from planner.search.ranking import search
+from planner.search.request import Request
+from planner.step.resolve import resolve_step
 from profiles.build_architecture import architecture
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from planner.cli import VERBS
-from planner.run_config import RunConfig
+from planner.config.run_config import RunConfig
 from profiles.gpu_catalog import all_gpus
 from profiles.model_catalog import all_models
 from tests.console_examples import run_as_shown, sections_with_examples

@@ -4,7 +4,7 @@ import pytest
 
 from calibration.compare import compare
 from calibration.errors_page import RUNS
-from calibration.measured_runs import read_runs
+from calibration.truth.measured_runs import read_runs
 from tests.evidence import Claim, accuracy_claims, candidate_seconds, estimate_seconds, found_traces
 
 FOR_A_KNOWN_CAUSE = {"reserved by simulation"}

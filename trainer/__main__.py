@@ -9,16 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from planner.run_file import read_run_file
-from planner.run_record import RunRecord
+from planner.config.run_file import read_run_file
+from planner.records.run_record import RunRecord
 from planner.units import format_bytes
 from profiles.errors import FituneError, InputError, OutOfMemory, ProcessLost
-from trainer.interruption import Interrupted, Interruption, handling
-from trainer.layout import engine_variables
-from trainer.notices import hold_back_notices
-from trainer.ranks import check_world_size, rank
-from trainer.record import PREDICTION_FILE, read_prediction
-from trainer.training_process import STATUS_FILE, report
+from trainer.loop.notices import hold_back_notices
+from trainer.processes.layout import engine_variables
+from trainer.processes.ranks import check_world_size, rank
+from trainer.run_folder.record import PREDICTION_FILE, read_prediction
+from trainer.supervisor.interruption import Interrupted, Interruption, handling
+from trainer.supervisor.training_process import STATUS_FILE, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _train(run_file: Path, resume: bool) -> int:
             prediction = read_prediction(Path(config.output_dir) / PREDICTION_FILE)
             hold_back_notices()
             # The libraries take seconds to import; a mistake in the run file is told before.
-            from trainer.progress import choose_display
+            from trainer.loop.progress import choose_display
             from trainer.run import Job, run
 
             record = run(Job(config, run_file, prediction, resume), choose_display(console), interruption, console)

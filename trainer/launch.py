@@ -13,17 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from planner.run_config import DTYPE_BYTES, RunConfig
-from planner.run_file import read_run_file
+from planner.config.run_config import DTYPE_BYTES, RunConfig
+from planner.config.run_file import read_run_file
 from planner.units import format_bytes
 from profiles.errors import ConfigError, DataError, EnvironmentFault, FituneError
-from trainer.checkpoints import FINAL, checkpoint_to_resume, holds_a_run, last_checkpoint
-from trainer.layout import check_layout
-from trainer.meeting import Meeting, find_meeting
-from trainer.model_name import weights_name
-from trainer.record import PREDICTION_FILE, RECOVERIES_FILE, read_recoveries
-from trainer.recover import MAX_RESTARTS, Train, survive
-from trainer.training_process import Ending, run_training, training_command
+from trainer.model.model_name import weights_name
+from trainer.processes.layout import check_layout
+from trainer.run_folder.checkpoints import FINAL, checkpoint_to_resume, holds_a_run, last_checkpoint
+from trainer.run_folder.record import PREDICTION_FILE, RECOVERIES_FILE, read_recoveries
+from trainer.supervisor.meeting import Meeting, find_meeting
+from trainer.supervisor.recover import MAX_RESTARTS, Train, survive
+from trainer.supervisor.training_process import Ending, run_training, training_command
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 # Checkpoints of an adapter with its optimizer's states stay below this share of the base model's 16-bit weights.
@@ -45,7 +45,8 @@ def launch(
     Where memory ends, or a process of several is lost, the run goes on, at most `max_restarts` times. `meeting` is
     where several machines meet; each of them launches.
 
-    `prediction` is a file in the form of `planner.run_record.Prediction`, whose figures are shown beside the measured.
+    `prediction` is a file in the form of `planner.records.run_record.Prediction`; its figures are shown beside the
+    measured.
     A dry run checks, prints the command to stdout and changes nothing; it may leave the data open, as a plan may.
     Raises InputError or EnvironmentFault.
     """

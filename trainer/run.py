@@ -13,14 +13,26 @@ import transformers
 from rich.console import Console
 from transformers import Trainer, TrainerCallback
 
-from planner.run_config import RunConfig
-from planner.run_file import write_run_file
-from planner.run_record import Measured, Prediction, Result, RunRecord, Status
-from planner.run_store import StoreError
+from planner.config.run_config import RunConfig
+from planner.config.run_file import write_run_file
+from planner.records.run_record import Measured, Prediction, Result, RunRecord, Status
+from planner.records.run_store import StoreError
 from profiles.errors import ConfigError, EnvironmentFault, RunError
-from trainer.agreement import check_shared, join, largest, leave
-from trainer.build import load_architecture, load_model, load_tokenizer, sharing_while_loading, wrap_with_adapter
-from trainer.checkpoints import (
+from trainer.data.examples import load_examples
+from trainer.loop.evaluation import SaveBest, StopEarly
+from trainer.loop.log_file import LoggedDisplay
+from trainer.loop.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
+from trainer.loop.notices import hold_back_notices
+from trainer.loop.probe import Probe
+from trainer.loop.progress import Display, ShowProgress
+from trainer.loop.samples import ShowSamples
+from trainer.model.build import load_architecture, load_model, load_tokenizer, sharing_while_loading, wrap_with_adapter
+from trainer.model.hardware import check_config, check_kernels, expand_shared_heads
+from trainer.objectives.objective import dropped_rows, make_trainer, rows_at_limit, why_dropped
+from trainer.processes.agreement import check_shared, join, largest, leave
+from trainer.processes.layout import write_layout
+from trainer.processes.ranks import local_rank, rank
+from trainer.run_folder.checkpoints import (
     CONFIG_FILE,
     FINAL,
     checkpoint_to_resume,
@@ -29,24 +41,12 @@ from trainer.checkpoints import (
     last_checkpoint,
     set_damaged_checkpoints_aside,
 )
-from trainer.data import load_examples
-from trainer.environment import environment
-from trainer.evaluation import SaveBest, StopEarly
-from trainer.faults import FiniteLoss, StopOnSignal, Where, explaining
-from trainer.hardware import check_config, check_kernels, expand_shared_heads
-from trainer.interruption import Interruption
-from trainer.layout import write_layout
-from trainer.log_file import LoggedDisplay
-from trainer.meters import CpuMemory, CudaMemory, MemoryMeter, StepClock
-from trainer.notices import hold_back_notices
-from trainer.objectives import dropped_rows, make_trainer, rows_at_limit, why_dropped
-from trainer.probe import Probe
-from trainer.progress import Display, ShowProgress
-from trainer.ranks import local_rank, rank
-from trainer.record import append_record, read_recoveries, remember_run
-from trainer.run_lock import holding
-from trainer.samples import ShowSamples
-from trainer.saving import SealCheckpoints, load_finished, save_final
+from trainer.run_folder.environment import environment
+from trainer.run_folder.record import append_record, read_recoveries, remember_run
+from trainer.run_folder.saving import SealCheckpoints, load_finished, save_final
+from trainer.supervisor.faults import FiniteLoss, StopOnSignal, Where, explaining
+from trainer.supervisor.interruption import Interruption
+from trainer.supervisor.run_lock import holding
 
 
 @dataclass(frozen=True, slots=True)

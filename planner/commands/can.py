@@ -1,5 +1,6 @@
 """`fitune can`: whether a model can be fine-tuned on a card, and how."""
 
+from planner.asking.question import Wishes
 from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
@@ -17,12 +18,11 @@ from planner.commands.options import (
     Settings,
 )
 from planner.commands.terminal import TERMINAL
-from planner.planning import Plan
-from planner.question import Wishes
+from planner.config.settings import knobs_in
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document
-from planner.settings import knobs_in
-from planner.verbs import answer
+from planner.search.planning import Plan
+from planner.verbs.answers import answer
 
 
 def can(

@@ -44,7 +44,7 @@ def chat(
       fitune chat runs/mistral/merged --prompt "What is a llama?" --temperature 0
     """
     options = {"--prompt": prompt, "--system": system, "--max-new-tokens": max_new_tokens, "--temperature": temperature}
-    argv = [sys.executable, "-m", "trainer.talk", str(folder)]
+    argv = [sys.executable, "-m", "trainer.finish.talk", str(folder)]
     argv += [f"{name}={value}" for name, value in options.items() if value is not None]
     # In the place of this process, so that the terminal's keys reach the conversation alone.
     os.execv(sys.executable, argv + ["--json"] * json)  # noqa: S606  # an argv list, no shell

@@ -6,10 +6,10 @@ from typing import Annotated, get_args
 import typer
 
 from planner.commands.options import Json, MaxLength, complete_model
-from planner.data_inspection import inspect_data
-from planner.data_report import DataReport
+from planner.config.run_config import DataFormat
+from planner.data.inspection import inspect_data
+from planner.data.report import DataReport
 from planner.report.document import print_json
-from planner.run_config import DataFormat
 from profiles.errors import FituneError
 
 

@@ -8,7 +8,7 @@ from planner.commands.options import Json
 from planner.report.document import print_json
 
 if TYPE_CHECKING:
-    from planner.doctor import Finding
+    from planner.machine.doctor import Finding
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -27,7 +27,7 @@ def doctor(json: Json = False) -> int:
       fitune doctor --json
     """
     # Only here: what it needs to judge versions would slow every other verb down.
-    from planner.doctor import examine
+    from planner.machine.doctor import examine
     from planner.report.console import notes_console
 
     with notes_console().status("trying torch and bitsandbytes"):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from planner.asking.question import Wishes, names_file, names_run_file
 from planner.commands.options import (
     Exact,
     Explain,
@@ -29,13 +30,12 @@ from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
 from planner.commands.showing import Show
 from planner.commands.terminal import TERMINAL
-from planner.prediction import OWN_TRAINER, Prediction
-from planner.question import Wishes, names_file, names_run_file
+from planner.config.settings import knobs_in
+from planner.explore.what_if import knob_effects
+from planner.predict.prediction import OWN_TRAINER, Prediction
 from planner.report.document import print_json
 from planner.report.plan_document import prediction_document
-from planner.settings import knobs_in
-from planner.verbs import predicted
-from planner.what_if import knob_effects
+from planner.verbs.answers import predicted
 from profiles.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from planner.commands.options import Json, Settings
+from planner.config.settings import check_knobs, knobs_in, with_knobs
 from planner.report.document import print_json
-from planner.settings import check_knobs, knobs_in, with_knobs
 
 
 def _complete_target(incomplete: str) -> list[str]:
@@ -46,8 +46,8 @@ def export(
       fitune export run.yaml --to axolotl -o configs
       fitune export run.yaml --to script -o train.py
     """
+    from planner.config.run_file import read_run_file
     from planner.peers.export import export_run, write_export
-    from planner.run_file import read_run_file
 
     knobs = knobs_in(settings or ())
     check_knobs(knobs)

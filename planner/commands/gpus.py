@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
 from planner.units import GIB
+from planner.verbs import facts
 from profiles.gpu import GpuProfile
 
 COLUMNS = (
@@ -40,11 +40,11 @@ def gpus(
       fitune gpus t4 --json      every fact, with its source
     """
     if json:
-        print_json(fact_verbs.gpus(words))
+        print_json(facts.gpus(words))
     else:
         from planner.report.console import data_console
 
-        print_table(data_console(), COLUMNS, [_row(gpu) for gpu in fact_verbs.find_gpus(words)])
+        print_table(data_console(), COLUMNS, [_row(gpu) for gpu in facts.find_gpus(words)])
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from planner.asking.question import Card, find_card, own_experience
 from planner.commands.launch_options import (
     AutoResume,
     DryRun,
@@ -24,15 +25,14 @@ from planner.commands.launch_options import (
 from planner.commands.options import Json
 from planner.commands.runs import last_record
 from planner.commands.terminal import tracing
+from planner.config.run_config import RunConfig
 from planner.jobs.job import job_of
 from planner.jobs.targets import TARGETS, Cluster
-from planner.planning import Plan, make_plan
-from planner.prediction import Prediction, Target, predict, predict_traced
-from planner.question import Card, find_card, own_experience
+from planner.predict.prediction import Prediction, Target, predict, predict_traced
 from planner.report.document import print_json
 from planner.report.plan_document import plan_document, prediction_document
-from planner.request import Request
-from planner.run_config import RunConfig
+from planner.search.planning import Plan, make_plan
+from planner.search.request import Request
 from profiles.errors import EnvironmentFault, FituneError, UnsupportedError
 from profiles.model_catalog import resolve_model
 
@@ -77,7 +77,7 @@ def launch(
       fitune launch run.yaml --node-rank 1 --master-addr node0
       fitune launch run.yaml --print slurm > run.sbatch
     """
-    from planner.run_file import read_run_file
+    from planner.config.run_file import read_run_file
 
     config = read_run_file(run_file)
     if print_for is not None:
@@ -175,7 +175,7 @@ def _target(config: RunConfig, card: Card) -> Target:
         profile = resolve_model(config.model).profile
         return Target(profile, card.gpu, card.free_bytes, experience=own_experience())
     except UnsupportedError as error:
-        from planner.subject import config_folder
+        from planner.asking.subject import config_folder
 
         folder = config_folder(config.model, error)
         return Target(None, card.gpu, card.free_bytes, folder=folder, undescribed=error.message)

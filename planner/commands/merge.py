@@ -8,7 +8,7 @@ import typer
 
 from planner.commands.launch import run_process
 from planner.commands.options import Json
-from planner.run_config import Dtype
+from planner.config.run_config import Dtype
 
 
 def merge(
@@ -60,6 +60,6 @@ def merge(
       fitune merge runs/mistral --gguf q8_0 --llama-cpp ~/llama.cpp
     """
     options = {"--out": output, "--base": base, "--dtype": dtype, "--gguf": gguf, "--llama-cpp": llama_cpp}
-    argv = [sys.executable, "-m", "trainer.merge", str(folder)]
+    argv = [sys.executable, "-m", "trainer.finish.merge", str(folder)]
     argv += [part for name, value in options.items() if value is not None for part in (name, str(value))]
     return run_process(argv + ["--json"] * json)

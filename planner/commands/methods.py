@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
+from planner.verbs import facts
 from profiles.peft_method import Base, Outcome, PeftMethod, peft_facts
 
 BASES: dict[Base, str] = {"float32": "32-bit", "bfloat16": "16-bit", "int8": "int8", "nf4": "4-bit"}
@@ -43,9 +43,9 @@ def methods(
       fitune methods --json      every option, and why a base does not work
     """
     if json:
-        print_json(fact_verbs.methods(words))
+        print_json(facts.methods(words))
         return 0
-    found = fact_verbs.find_methods(words)
+    found = facts.find_methods(words)
     from planner.report.console import data_console
 
     if words and len(found) == 1:

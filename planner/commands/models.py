@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
 from planner.units import format_count
+from planner.verbs import facts
 from profiles.model import ModelProfile
 
 COLUMNS = (
@@ -40,11 +40,11 @@ def models(
       fitune models llama2-7b --json      every fact, with its source
     """
     if json:
-        print_json(fact_verbs.models(words))
+        print_json(facts.models(words))
     else:
         from planner.report.console import data_console
 
-        print_table(data_console(), COLUMNS, [_row(model) for model in fact_verbs.find_models(words)])
+        print_table(data_console(), COLUMNS, [_row(model) for model in facts.find_models(words)])
     return 0
 
 
@@ -52,7 +52,7 @@ def _row(model: ModelProfile) -> list[Cell]:
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     return [
         model.hf_id,
-        format_count(fact_verbs.num_parameters(model)),
+        format_count(facts.num_parameters(model)),
         str(model.num_hidden_layers + (model.num_decoder_layers or 0)),
         str(model.hidden_size),
         str(heads) if heads == kv_heads else f"{heads}/{kv_heads}",

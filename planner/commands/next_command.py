@@ -2,9 +2,9 @@
 
 import shlex
 
-from planner.planning import Plan
-from planner.question import Wishes
-from planner.settings import settings_of
+from planner.asking.question import Wishes
+from planner.config.settings import settings_of
+from planner.search.planning import Plan
 
 
 def plan_command(plan: Plan, wishes: Wishes) -> str | None:

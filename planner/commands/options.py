@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from planner.request import RequestedMethod
-from planner.run_config import Objective
+from planner.config.run_config import Objective
+from planner.search.request import RequestedMethod
 from profiles.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from planner.question import find_card
+from planner.asking.question import find_card
 from profiles.errors import EnvironmentFault
 
 

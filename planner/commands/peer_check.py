@@ -6,14 +6,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.asking.question import Wishes
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
 from planner.commands.showing import Show
 from planner.commands.terminal import tracing
 from planner.peers.check import PeerAnswer, check_file, peer_of
 from planner.peers.fix import Fix
-from planner.prediction import OWN_TRAINER
-from planner.question import Wishes
+from planner.predict.prediction import OWN_TRAINER
 from planner.report.document import print_json
 from profiles.errors import ConfigError, InputError
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from planner.asking.question import Wishes
 from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
@@ -27,13 +28,12 @@ from planner.commands.options import (
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
 from planner.commands.terminal import TERMINAL
-from planner.planning import Plan, make_plan
-from planner.question import Wishes
+from planner.config.run_config import RunConfig
+from planner.config.settings import knobs_in
 from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
-from planner.run_config import RunConfig
-from planner.settings import knobs_in
-from planner.verbs import planned_request
+from planner.search.planning import Plan, make_plan
+from planner.verbs.answers import planned_request
 from profiles.errors import ConfigError
 
 
@@ -107,8 +107,8 @@ def _print(found: Plan, explain: bool, next_command: str | None) -> None:
 
 
 def _write(found: Plan, config: RunConfig, output: Path) -> None:
+    from planner.config.run_file import SCHEMA_FILE, SCHEMA_LINE, write_run_file
     from planner.report.run_file_header import run_file_header
-    from planner.run_file import SCHEMA_FILE, SCHEMA_LINE, write_run_file
 
     # Editors look for the schema in the first line.
     named = [SCHEMA_LINE] if output.with_name(SCHEMA_FILE).is_file() else []

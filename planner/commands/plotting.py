@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from planner.planning import Plan
-from planner.prediction import Prediction
+from planner.predict.prediction import Prediction
+from planner.search.planning import Plan
 
 
 def check_plot(path: Path | None) -> None:

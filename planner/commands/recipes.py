@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from planner import fact_verbs
 from planner.commands.options import Json
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
+from planner.verbs import facts
 from profiles.recipe import Recipe
 
 COLUMNS = (
@@ -41,9 +41,9 @@ def recipes(
       fitune plan --recipe zephyr-dpo --data pairs.jsonl -o run.yaml
     """
     if json:
-        print_json(fact_verbs.recipes(name))
+        print_json(facts.recipes(name))
         return 0
-    found = fact_verbs.find_recipes(name)
+    found = facts.find_recipes(name)
     from planner.report.console import data_console
 
     if name:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from planner.commands.options import Json
+from planner.records.run_record import RECORD_FILE, StoredRun
 from planner.report.document import print_json
 from planner.report.table import Cell, Column, print_table
-from planner.run_record import RECORD_FILE, StoredRun
 from planner.units import format_bytes
 from profiles.errors import FituneError, InputError
 
@@ -94,7 +94,7 @@ def last_record(folder: Path) -> dict[str, Any] | None:
 
 def stored_runs() -> list[StoredRun]:
     """All runs of the store, oldest first; none if there is no store. Raises StoreError."""
-    from planner.run_store import recall, store_path
+    from planner.records.run_store import recall, store_path
 
     path = store_path()
     return recall(path) if path else []
@@ -176,7 +176,7 @@ def _ended(record: dict[str, Any]) -> str:
 
 def _export(path: Path, json: bool) -> int:
     """Write the store's own runs to a file that must not exist yet."""
-    from planner.contribution import to_give_away
+    from planner.records.contribution import to_give_away
 
     lines, left_out = [], []
     for run in stored_runs():
@@ -206,8 +206,8 @@ def _export(path: Path, json: bool) -> int:
 
 def _import(path: Path, json: bool) -> int:
     """Take the runs of a file into the store; 2 if none of them can be believed."""
-    from planner.contribution import read_contributions
-    from planner.run_store import STORE_VARIABLE, remember, store_path
+    from planner.records.contribution import read_contributions
+    from planner.records.run_store import STORE_VARIABLE, remember, store_path
 
     store = store_path()
     if store is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from planner.config.run_config import RunConfig
 from planner.report.document import print_json
-from planner.run_config import RunConfig
 from profiles.errors import ConfigError
 
 

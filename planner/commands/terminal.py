@@ -5,15 +5,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.question import Access
+from planner.asking.question import Access
 
 if TYPE_CHECKING:
-    from planner.data_report import DataReport
+    from planner.data.report import DataReport
 
 
 def inspect_with_bar(data: Path, model: str) -> "DataReport":
     """What stands in `data`, as `model` reads it. Raises as `inspect_data` does."""
-    from planner.data_inspection import guess_note, inspect_data
+    from planner.data.inspection import guess_note, inspect_data
     from planner.report.progress import progress_bar
 
     with progress_bar(f"reading {data.name}") as on_progress:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.run_config import RunConfig
+from planner.config.run_config import RunConfig
 
 PORT = 29500
 """Where the machines of a run meet: torch's usual port."""

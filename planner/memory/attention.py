@@ -5,9 +5,9 @@ Sources: Transformers 5.23 `integrations/sdpa_attention.py` and `eager_attention
 (`softmax_backward_cuda_out`), `SoftMax.cpp`.
 """
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor, rounded
-from planner.run_config import DTYPE_BYTES
 from profiles.architecture import Attention
 
 FLASH_TILE_ROWS, FLASH_TILE_WIDTH = 128, 32

@@ -7,10 +7,10 @@ embedding's output a leaf, `PreTrainedModel.enable_input_require_grads`.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.operators import Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
-from planner.run_config import DTYPE_BYTES
-from planner.step import StepSpec
+from planner.step.step_spec import StepSpec
 from profiles.architecture import Architecture
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.parameters import (
     adapter_bytes,
     base_weight_bytes,
@@ -16,9 +17,8 @@ from planner.memory.sharding import as_shared, at_work, bucket_bytes, float32_gr
 from planner.memory.states import master_bytes, state_bytes, step_scratch_bytes
 from planner.memory.timeline import Peak, Timeline, evaluation_peak, layer_groups, timeline
 from planner.memory.workspace import batch_bytes, position_bytes, workspace_bytes
-from planner.network import network
-from planner.run_config import DTYPE_BYTES
-from planner.step import Adapter, StepSpec
+from planner.step.network import network
+from planner.step.step_spec import Adapter, StepSpec
 from planner.units import format_bytes, format_count
 from profiles.architecture import Architecture
 from profiles.errors import UnsupportedError

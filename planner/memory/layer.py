@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.attention import attend
 from planner.memory.feed_forward import feed_forward
 from planner.memory.operators import Operators
 from planner.memory.tape import Moment, Op, Tape, Tensor
-from planner.run_config import DTYPE_BYTES
-from planner.step import StepSpec
+from planner.step.step_spec import StepSpec
 from profiles.architecture import Attention, Block, Norm
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
-from planner.step import StepLoss, StepSpec
+from planner.step.step_spec import StepLoss, StepSpec
 from profiles.architecture import Architecture, Linear
 
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768

@@ -8,9 +8,9 @@ fms-acceleration, `plugins/fused-ops-and-kernels`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.tape import Op, Tape, Tensor, rounded
-from planner.run_config import DTYPE_BYTES
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.architecture import Linear, Norm
 
 FLOAT16, FLOAT32 = 2, 4

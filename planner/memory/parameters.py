@@ -6,9 +6,9 @@ from functools import lru_cache
 from math import prod
 from typing import Literal
 
+from planner.config.run_config import DTYPE_BYTES, Quantization
 from planner.memory.tape import rounded
-from planner.run_config import DTYPE_BYTES, Quantization
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.architecture import Architecture, Block, Experts, Linear
 from profiles.quantization import find_quantization, quantized_bytes
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.step import StepSpec
+from planner.step.step_spec import StepSpec
 from planner.units import MIB
 from profiles.fitted import AttentionKind, fitted
 from profiles.gpu import GpuProfile

@@ -6,6 +6,7 @@ A *unit* is what an engine gathers at once: one layer, the embedding, or final n
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.parameters import (
     Weights,
     adapter_bytes,
@@ -22,8 +23,7 @@ from planner.memory.parameters import (
 )
 from planner.memory.states import master_bytes, state_bytes, state_split
 from planner.memory.tape import rounded
-from planner.run_config import DTYPE_BYTES
-from planner.step import Sharding, StepSpec
+from planner.step.step_spec import Sharding, StepSpec
 from profiles.architecture import Architecture, Block
 from profiles.optimizer import FLOAT32_BYTES
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from planner.memory.parameters import Split, trainable_itemsize, trainable_split, trainable_weights
 from planner.memory.tape import rounded
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.architecture import Architecture
 from profiles.optimizer import FLOAT32_BYTES, find_optimizer
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from planner.config.run_config import DTYPE_BYTES
 from planner.memory.embedding import EmbeddingMemory, embedding_memory, gives_input_gradients, stream_itemsize
 from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
@@ -11,8 +12,7 @@ from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.sharding import Engine, as_shared, at_work, engine_of, layer_unit
 from planner.memory.tape import Moment, Tape, rounded
-from planner.run_config import DTYPE_BYTES
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.architecture import Architecture
 
 NO_TARGETS = Adapter(1, (), 0.0, "float32")

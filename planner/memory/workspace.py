@@ -1,8 +1,8 @@
 """Memory that no formula of the model gives: the batch itself, masks, rotary tables, cuBLAS."""
 
+from planner.config.run_config import DTYPE_BYTES, Objective
 from planner.memory.tape import rounded
-from planner.run_config import DTYPE_BYTES, Objective
-from planner.step import StepSpec
+from planner.step.step_spec import StepSpec
 from profiles.architecture import Architecture
 from profiles.gpu import GpuProfile
 

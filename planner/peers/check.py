@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.asking.question import Wishes, card_or_cpu, pinned_knobs
+from planner.config.run_config import LoraKnobs, RunConfig
+from planner.config.settings import with_knobs
+from planner.memory.verdict import Verdict
 from planner.peers.document import Document, read_document
 from planner.peers.fix import Fix, hardware_objections, smallest_fix
 from planner.peers.peer import PEERS, Peer
 from planner.peers.peer_file import PeerFile, model_named_in, read_peer_file
 from planner.peers.recognition import RUN_FILE, find_format
-from planner.prediction import Prediction, Target, Tracing, predict_either_way
-from planner.question import Wishes, card_or_cpu, pinned_knobs
-from planner.run_config import LoraKnobs, RunConfig
-from planner.settings import with_knobs
-from planner.verdict import Verdict
+from planner.predict.prediction import Prediction, Target, Tracing, predict_either_way
 from profiles.errors import ConfigError, UnknownModelError, UnsupportedError
 from profiles.model import ModelProfile
 from profiles.model_catalog import resolve_model

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.chat_template import DEFAULT_TEMPLATE
-from planner.run_config import DATA_COLUMNS, DataFormat, DataKnobs, RunConfig
+from planner.config.chat_template import DEFAULT_TEMPLATE
+from planner.config.run_config import DATA_COLUMNS, DataFormat, DataKnobs, RunConfig
 from profiles.errors import ConfigError
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

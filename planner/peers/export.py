@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from planner.config.run_config import RunConfig
 from planner.peers import script
 from planner.peers.data import DATA_KEYS, data_source
 from planner.peers.peer import PEERS, writable_peers
 from planner.peers.several_cards import SeveralCards, several_cards
 from planner.peers.trl import COMMANDS
-from planner.run_config import RunConfig
 from profiles.errors import ConfigError
 
 SCRIPT = "script"

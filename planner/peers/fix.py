@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from planner.hardware import objections, quantizations
+from planner.config.run_config import RunConfig
 from planner.peers.document import Document
 from planner.peers.peer import Peer
 from planner.peers.peer_file import PeerFile, read_peer_file
-from planner.prediction import Prediction, Target, predict
-from planner.run_config import RunConfig
-from planner.space import OPTIMIZERS
+from planner.predict.prediction import Prediction, Target, predict
+from planner.search.space import OPTIMIZERS
+from planner.step.hardware import objections, quantizations
 from profiles.errors import InputError
 from profiles.gpu import GpuProfile
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from planner.config.run_config import Objective, RunConfig
 from planner.peers.keys import Keys
 from planner.peers.reading import HELD_OUT, Reading, data_knobs
 from planner.peers.training_arguments import arguments, evaluates, write_arguments
-from planner.run_config import Objective, RunConfig
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from planner.config.run_config import RunConfig
 from planner.peers import axolotl, llama_factory, training_arguments, trl, unsloth
 from planner.peers.keys import Keys
 from planner.peers.reading import Reading
-from planner.run_config import RunConfig
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

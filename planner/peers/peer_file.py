@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from planner.config.run_config import RunConfig
+from planner.config.settings import with_knobs
 from planner.peers.document import Document
 from planner.peers.keys import KeyAccount, Keys
 from planner.peers.peer import Peer
-from planner.run_config import RunConfig
-from planner.settings import with_knobs
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

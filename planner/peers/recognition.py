@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from planner.config.run_config import DataKnobs, Knobs, LoraKnobs, RunConfig
 from planner.peers.peer import PEERS
-from planner.run_config import DataKnobs, Knobs, LoraKnobs, RunConfig
 from profiles.errors import ConfigError
 from profiles.peer_keys import flattened
 

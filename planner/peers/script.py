@@ -4,7 +4,8 @@ import json
 from textwrap import indent
 from typing import Any
 
-from planner.chat_template import DEFAULT_TEMPLATE
+from planner.config.chat_template import DEFAULT_TEMPLATE
+from planner.config.run_config import Objective, RunConfig
 from planner.peers.data import DataSource
 from planner.peers.script_parts import (
     CONVERSIONS,
@@ -17,7 +18,6 @@ from planner.peers.script_parts import (
     SPLIT_LAST_ANSWER,
 )
 from planner.peers.training_arguments import write_arguments, write_checkpointing
-from planner.run_config import Objective, RunConfig
 from profiles.errors import ConfigError
 
 TRAINERS: dict[Objective, tuple[str, str, str]] = {

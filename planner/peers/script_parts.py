@@ -1,6 +1,6 @@
 """The passages of Python that scripts are put together from, each readable by itself."""
 
-from planner.run_config import DataFormat
+from planner.config.run_config import DataFormat
 
 READ_ROWS = """
 def read_rows():

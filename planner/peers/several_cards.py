@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from planner.engine_files import ACCELERATE_FILE, DEEPSPEED_FILE, accelerate_config, deepspeed_config
-from planner.run_config import RunConfig, Strategy
+from planner.config.engine_files import ACCELERATE_FILE, DEEPSPEED_FILE, accelerate_config, deepspeed_config
+from planner.config.run_config import RunConfig, Strategy
 from profiles.errors import ConfigError
 
 STRATEGIES: dict[str, tuple[Strategy, ...]] = {

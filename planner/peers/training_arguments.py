@@ -5,9 +5,9 @@ They name no model, no adapter and no length of a row; for a file of only them t
 
 from typing import Any
 
+from planner.config.run_config import Dtype, MixedPrecision, RunConfig
 from planner.peers.keys import Keys
 from planner.peers.reading import HELD_OUT, Reading, counted, data_knobs, optimizer, schedule
-from planner.run_config import Dtype, MixedPrecision, RunConfig
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

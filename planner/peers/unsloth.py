@@ -5,9 +5,9 @@ Optimizer, schedule and precision are not in the file; Unsloth chooses them (`pr
 
 from typing import Any
 
+from planner.config.run_config import RunConfig
 from planner.peers.keys import Keys
 from planner.peers.reading import Reading, counted, data_knobs
-from planner.run_config import RunConfig
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile

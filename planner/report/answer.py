@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from planner.config.run_config import PAIRED, REFERRING, Method, Objective, Offload, RunConfig, Strategy
 from planner.memory.estimate import MemoryEstimate
-from planner.planning import Cost, Plan
+from planner.memory.verdict import Verdict
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
-from planner.run_config import PAIRED, REFERRING, Method, Objective, Offload, RunConfig, Strategy
+from planner.search.planning import Cost, Plan
 from planner.units import format_bytes, format_count, format_seconds
-from planner.verdict import Verdict
 from profiles.build_architecture import architecture
 from profiles.gpu import GpuProfile
 from profiles.parameter_counts import parameter_counts

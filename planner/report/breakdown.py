@@ -6,17 +6,17 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
+from planner.explore.what_if import Effect
 from planner.memory.estimate import MemoryEstimate
 from planner.memory.reserved import Phase
-from planner.prediction import Prediction
+from planner.predict.prediction import Prediction
+from planner.records.run_record import method_of
 from planner.report.answer import WORDS, evidence_facts, gpu_words, method_words, print_facts, setting_facts, size_words
 from planner.report.bar import print_memory_bar
 from planner.report.console import print_hanging
 from planner.report.table import Column, print_table
-from planner.run_record import method_of
-from planner.search import SAME_SPEED
+from planner.search.ranking import SAME_SPEED
 from planner.units import format_bytes
-from planner.what_if import Effect
 
 HOLDERS = (
     ("allocated", "live tensors at the peak"),

@@ -3,11 +3,11 @@
 from rich.console import Console
 from rich.text import Text
 
-from planner.common_cards import CardAnswer
-from planner.planning import Plan
 from planner.report.answer import METHODS, WORDS, method_words, model_words
 from planner.report.console import print_hanging
 from planner.report.table import Cell, Column, print_table
+from planner.search.common_cards import CardAnswer
+from planner.search.planning import Plan
 from planner.units import format_bytes
 
 COLUMNS = (

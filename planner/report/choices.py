@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from planner.planning import Plan
+from planner.config.run_config import RunConfig
 from planner.report.answer import checkpoint_words, method_words
 from planner.report.table import Column, print_table
-from planner.run_config import RunConfig
-from planner.search import SAME_SPEED
+from planner.search.planning import Plan
+from planner.search.ranking import SAME_SPEED
 from planner.units import format_bytes
 
 SHOWN_ALTERNATIVES = 6

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from planner.data_inspection import guess_note, lengths_of
-from planner.data_limits import Limit, limits, proposal
-from planner.data_report import DataReport, Finding
+from planner.data.inspection import guess_note, lengths_of
+from planner.data.limits import Limit, limits, proposal
+from planner.data.report import DataReport, Finding
 from planner.report.answer import print_facts
 from planner.report.console import print_hanging
 from planner.report.data_document import PERCENTILES

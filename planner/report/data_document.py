@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from planner.data_inspection import guess_note, lengths_of
-from planner.data_limits import limits, proposal
-from planner.data_report import DataReport
+from planner.data.inspection import guess_note, lengths_of
+from planner.data.limits import limits, proposal
+from planner.data.report import DataReport
 
 PERCENTILES = (50, 90, 95, 99)
 

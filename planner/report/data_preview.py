@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from planner.data_report import Piece, PreviewRow
+from planner.data.report import Piece, PreviewRow
 from planner.report.console import is_ascii
 
 SHOWN_TOKENS = 400

@@ -3,13 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-from planner.candidate import Candidate
-from planner.common_cards import CardAnswer
 from planner.memory.estimate import MemoryEstimate
-from planner.nearest import Change
-from planner.planning import Plan
-from planner.prediction import Prediction
-from planner.verdict import Verdict
+from planner.memory.verdict import Verdict
+from planner.predict.prediction import Prediction
+from planner.search.candidate import Candidate
+from planner.search.common_cards import CardAnswer
+from planner.search.nearest import Change
+from planner.search.planning import Plan
 from profiles.gpu import GpuProfile
 
 Document = dict[str, Any]

@@ -2,9 +2,9 @@
 
 from datetime import date
 
-from planner.planning import Plan
+from planner.config.run_config import RunConfig
 from planner.report.answer import size_words
-from planner.run_config import RunConfig
+from planner.search.planning import Plan
 from planner.units import format_bytes
 
 

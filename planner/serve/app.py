@@ -15,9 +15,9 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from planner.planning import Plan
-from planner.question import Access, own_card
-from planner.run_store import store_path
+from planner.asking.question import Access, own_card
+from planner.records.run_store import store_path
+from planner.search.planning import Plan
 from planner.serve.form_choices import FormChoices, form_choices
 from planner.serve.http_api import api_router, error_response, tell_errors
 from planner.serve.mcp_server import mcp_server

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.common_cards import COMMON_CARDS
-from planner.fact_verbs import find_models, num_parameters
+from planner.search.common_cards import COMMON_CARDS
 from planner.units import GIB, format_count
-from planner.verbs import ANY
+from planner.verbs.answers import ANY
+from planner.verbs.facts import find_models, num_parameters
 from profiles.gpu_catalog import all_gpus
 from profiles.recipe import all_recipes
 

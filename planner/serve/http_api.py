@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
 
-from planner.question import Access
+from planner.asking.question import Access
 from planner.serve.served_verbs import Document, ServedVerb, question_error, served_verbs
 from profiles.errors import FituneError, InputError
 

@@ -9,7 +9,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
 from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, TextContent, Tool, ToolAnnotations
 
-from planner.question import Access
+from planner.asking.question import Access
 from planner.serve.served_verbs import Document, served_verbs
 from planner.version import version
 from profiles.errors import FituneError

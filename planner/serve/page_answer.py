@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.candidate import Candidate
+from planner.config.run_config import RunConfig
+from planner.config.run_file import run_file_text
+from planner.explore.plan_changes import PlanChanges, plan_changes
+from planner.explore.what_if import Effect, knob_effects
+from planner.memory.verdict import Verdict
 from planner.picture.memory_picture import memory_picture
 from planner.picture.svg import svg
-from planner.plan_changes import PlanChanges, plan_changes
-from planner.planning import Plan
-from planner.prediction import Prediction, Target, predict
+from planner.predict.prediction import Prediction, Target, predict
 from planner.report.answer import (
     checkpoint_words,
     layout_words,
@@ -18,14 +20,12 @@ from planner.report.answer import (
     verdict_sentence,
 )
 from planner.report.run_file_header import run_file_header
-from planner.run_config import RunConfig
-from planner.run_file import run_file_text
-from planner.search import SAME_SPEED
+from planner.search.candidate import Candidate
+from planner.search.planning import Plan
+from planner.search.ranking import SAME_SPEED
 from planner.serve.page_grid import PageGrid, page_grid
 from planner.serve.page_question import PageQuestion
 from planner.units import format_bytes, format_seconds
-from planner.verdict import Verdict
-from planner.what_if import Effect, knob_effects
 from profiles.errors import UnsupportedError
 
 WIDE, NARROW = 760, 340

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from planner.common_cards import CardAnswer, ask_common_cards
-from planner.planning import Plan, run_cost
+from planner.memory.verdict import Verdict
 from planner.report.answer import method_words
+from planner.search.common_cards import CardAnswer, ask_common_cards
+from planner.search.planning import Plan, run_cost
 from planner.serve.page_answer import WORDS, pace_words
 from planner.serve.page_question import PageQuestion
 from planner.units import format_bytes, format_seconds
-from planner.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

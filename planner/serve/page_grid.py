@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.candidate import Candidate
-from planner.length_grid import LengthGrid, length_grid
-from planner.planning import Plan
+from planner.explore.length_grid import LengthGrid, length_grid
+from planner.memory.verdict import Verdict
+from planner.search.candidate import Candidate
+from planner.search.planning import Plan
 from planner.serve.page_question import PageQuestion
 from planner.units import GIB, format_bytes
-from planner.verdict import Verdict
 
 Side = Literal["edge-right", "edge-top"]
 

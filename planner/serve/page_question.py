@@ -7,12 +7,12 @@ from urllib.parse import urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
-from planner.planning import Plan, make_plan
-from planner.question import Access, Wishes
-from planner.request import RequestedMethod
-from planner.run_config import Objective
-from planner.settings import knobs_in, settings_of
-from planner.verbs import ANY, MOST_CARDS, MOST_ROWS, answer, planned_request
+from planner.asking.question import Access, Wishes
+from planner.config.run_config import Objective
+from planner.config.settings import knobs_in, settings_of
+from planner.search.planning import Plan, make_plan
+from planner.search.request import RequestedMethod
+from planner.verbs.answers import ANY, MOST_CARDS, MOST_ROWS, answer, planned_request
 from profiles.errors import ConfigError
 
 EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}

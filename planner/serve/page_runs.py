@@ -9,8 +9,8 @@ from typing import Any
 
 from planner.picture.curve_picture import Curve, binary_step, curve_picture
 from planner.picture.svg import svg
-from planner.run_record import LOCK_FILE, LOG_FILE, RECORD_FILE, RunRecord, StoredRun
-from planner.run_store import StoreError, recall, store_path
+from planner.records.run_record import LOCK_FILE, LOG_FILE, RECORD_FILE, RunRecord, StoredRun
+from planner.records.run_store import StoreError, recall, store_path
 from planner.units import format_bytes, format_seconds
 from profiles.errors import InputError
 

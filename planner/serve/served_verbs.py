@@ -1,7 +1,7 @@
 """The verbs as a server offers them: a name, a question with its schema, and an answer as one JSON object.
 
-Each is derived from a function of `planner.verbs` or `planner.fact_verbs`; the HTTP API and the MCP server are two ways
-to this one table.
+Each is derived from a function of `planner.verbs.answers` or `planner.verbs.facts`; the HTTP API and the MCP server are
+two ways to this one table.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from planner import fact_verbs, verbs
-from planner.planning import Plan
-from planner.question import Access
+from planner.asking.question import Access
+from planner.config.run_config import RunConfig
+from planner.config.run_file import VERSION, config_error, run_file_text
 from planner.report.plan_document import plan_document, prediction_document
 from planner.report.run_file_header import run_file_header
-from planner.run_config import RunConfig
-from planner.run_file import VERSION, config_error, run_file_text
+from planner.search.planning import Plan
+from planner.verbs import answers, facts
 from profiles.errors import ConfigError
 
 Document = dict[str, Any]
@@ -69,13 +69,13 @@ def question_error(details: ErrorDetails, verb: str) -> ConfigError:
 def served_verbs() -> dict[str, ServedVerb]:
     """Every verb that is served, by name."""
     found = (
-        _verb(verbs.can, plan_document),
-        _verb(verbs.plan, _with_run_file),
-        _verb(verbs.estimate, prediction_document),
-        _verb(fact_verbs.gpus, dict),
-        _verb(fact_verbs.models, dict),
-        _verb(fact_verbs.recipes, dict),
-        _verb(fact_verbs.methods, dict),
+        _verb(answers.can, plan_document),
+        _verb(answers.plan, _with_run_file),
+        _verb(answers.estimate, prediction_document),
+        _verb(facts.gpus, dict),
+        _verb(facts.models, dict),
+        _verb(facts.recipes, dict),
+        _verb(facts.methods, dict),
         _verb(schema, dict),
     )
     return {verb.name: verb for verb in found}

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 from planner.memory.estimate import MemoryEstimate, estimate
-from planner.planning import make_plan
-from planner.request import Request
-from planner.search import search
-from planner.speed import step_time
+from planner.search.planning import make_plan
+from planner.search.ranking import search
+from planner.search.request import Request
+from planner.speed.step_time import step_time
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 

@@ -5,13 +5,13 @@ import tempfile
 import torch
 from transformers import PreTrainedConfig, Trainer, TrainerCallback
 
-from calibration.fake_batches import examples, tokenizer
-from calibration.step_config import run_config
-from planner.step import StepSpec
-from trainer.build import empty_model, wrap_with_adapter
-from trainer.live_bytes import LiveBytes
-from trainer.objectives import make_trainer
-from trainer.probe import longest_examples
+from calibration.trace.fake_batches import examples, tokenizer
+from calibration.trace.step_config import run_config
+from planner.step.step_spec import StepSpec
+from trainer.loop.live_bytes import LiveBytes
+from trainer.loop.probe import longest_examples
+from trainer.model.build import empty_model, wrap_with_adapter
+from trainer.objectives.objective import make_trainer
 from trainer.run import quiet_libraries
 
 

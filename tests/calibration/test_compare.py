@@ -5,8 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from calibration.compare import application, compare
-from calibration.error_table import summarize
-from calibration.measured_runs import read_runs
+from calibration.truth.error_table import summarize
+from calibration.truth.measured_runs import read_runs
 from profiles.errors import DataError
 
 TRUTH = Path(__file__).parents[2] / "calibration" / "truth" / "runs.csv"

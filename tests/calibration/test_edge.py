@@ -7,10 +7,10 @@ import pytest
 
 from calibration import edge
 from calibration.edge import Edge, main, measured_edges, print_edges
-from calibration.grid import edge_points, tiny_model
-from calibration.measurement import Attempt, Expected, Measurement, append_measurement
-from planner.run_config import LoraKnobs, RunConfig
-from planner.run_record import Prediction
+from calibration.measuring.grid import edge_points, tiny_model
+from calibration.measuring.measurement import Attempt, Expected, Measurement, append_measurement
+from planner.config.run_config import LoraKnobs, RunConfig
+from planner.records.run_record import Prediction
 from planner.units import MIB
 from profiles.gpu_catalog import find_gpu
 

@@ -7,11 +7,11 @@ import pytest
 
 from calibration.compare import as_kept, compare
 from calibration.errors_page import EXPLAINED_FROM, PAGE, RUNS, TRACED, section, sections
-from calibration.harness import harness_of
-from calibration.kept_traces import KeptTraces
-from calibration.measured_runs import read_runs
-from calibration.measured_step import question
-from calibration.misses import explained_rows
+from calibration.trace.harness import harness_of
+from calibration.truth.kept_traces import KeptTraces
+from calibration.truth.measured_runs import read_runs
+from calibration.truth.measured_step import question
+from calibration.truth.misses import explained_rows
 
 RETRACED = ("FIT-025", "FIT-042", "FMS-046", "SWD-044", "PEFT-033")
 """Of each kind of measured run one: quantized and moved weights, fused kernels, old attention, another loop."""
@@ -43,7 +43,7 @@ def test_every_question_that_is_asked_now_was_traced(traced):
 @pytest.mark.slow
 @pytest.mark.parametrize("run_id", RETRACED)
 def test_what_is_kept_is_traced_again(run_id):
-    from calibration.traced_prediction import traced
+    from calibration.truth.traced_prediction import traced
 
     run = next(run for run in read_runs(RUNS) if run.id == run_id)
     kept = KeptTraces(TRACED)

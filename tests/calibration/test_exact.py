@@ -4,10 +4,10 @@ import pytest
 from transformers import CohereConfig, GraniteMoeConfig, MambaConfig
 
 from calibration.exact import answer
+from planner.config.run_config import LoraKnobs, RunConfig
 from planner.memory.estimate import estimate
-from planner.resolve import resolve_step
-from planner.run_config import LoraKnobs, RunConfig
-from planner.traced import TraceQuestion
+from planner.predict.traced import TraceQuestion
+from planner.step.resolve import resolve_step
 from planner.units import GIB
 from profiles.errors import ConfigError, UnsupportedError
 from profiles.gpu_catalog import find_gpu

@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 
 from calibration.fit import Evidence, as_toml, fit, fit_contexts, gather, refusals
 from calibration.fit import main as fit_main
-from calibration.fit_slack import fit_slack
-from calibration.fit_speed import FEWEST, NAMES, fit_efficiencies
-from calibration.grid import grid
-from calibration.measured_runs import read_runs
-from calibration.measurement import Attempt, Expected, Measurement
+from calibration.fitting.slack_shares import fit_slack
+from calibration.fitting.speed import FEWEST, NAMES, fit_efficiencies
+from calibration.fitting.timed_steps import TimedStep, published_steps, recorded_steps
+from calibration.measuring.grid import grid
+from calibration.measuring.measurement import Attempt, Expected, Measurement
 from calibration.residuals import RUNS, predicted_runs
-from calibration.timed_steps import TimedStep, published_steps, recorded_steps
+from calibration.truth.measured_runs import read_runs
 from planner.memory.estimate import estimate
-from planner.run_record import Measured, Prediction
-from planner.speed_rates import speed_facts
+from planner.records.run_record import Measured, Prediction
+from planner.speed.rates import speed_facts
 from profiles.fitted import Constant, Efficiencies, Fitted, fitted
 from profiles.gpu_catalog import find_gpu
 

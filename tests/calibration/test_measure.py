@@ -11,13 +11,13 @@ from itertools import combinations
 
 import pytest
 
-from calibration.grid import capped_grid, cpu_grid, grid, planned, values_shown
 from calibration.measure import main, parse_cap
-from calibration.measurement import read_measurements
-from calibration.measuring_process import MeasuringProcess
+from calibration.measuring.grid import capped_grid, cpu_grid, grid, planned, values_shown
+from calibration.measuring.measurement import read_measurements
+from calibration.measuring.measuring_process import MeasuringProcess
 from calibration.versus import duels, points
-from planner.experience import Experience
-from planner.run_store import recall
+from planner.records.experience import Experience
+from planner.records.run_store import recall
 from planner.units import GIB, MIB
 from profiles.detect import detect_gpu
 from profiles.errors import EnvironmentFault, InputError
@@ -172,7 +172,7 @@ def test_ctrl_c_as_a_point_begins_leaves_no_thread_that_keeps_the_process_alive(
         start(thread)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibration.measuring_process.Timer.start", interrupted)
+    monkeypatch.setattr("calibration.measuring.measuring_process.Timer.start", interrupted)
     with pytest.raises(KeyboardInterrupt), MeasuringProcess(limit_seconds=60) as process:
         process.attempt(cpu_grid()[0].point)
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]

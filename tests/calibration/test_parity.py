@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from planner.memory.estimate import estimate
 from planner.memory.timeline import timeline
-from planner.network import network
-from planner.step import Adapter, StepSpec
+from planner.step.network import network
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.model import ModelProfile
 from profiles.model_catalog import find_model
 
@@ -127,8 +127,8 @@ def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
 )
 @given(cells())
 def test_the_peak_is_that_of_the_trace(cell: tuple[str, StepSpec]):
-    from calibration.model_config import transformers_config
-    from calibration.trace import trace
+    from calibration.trace.model_config import transformers_config
+    from calibration.trace.step_trace import trace
 
     name, step = cell
     model = small(name)
@@ -153,9 +153,9 @@ def test_the_same_tensors_are_saved_by_name(name: str, method: str):
 
 @pytest.mark.parametrize(("name", "method"), [("olmo2-1b", "qlora"), ("smollm3-3b", "full")])
 def test_logits_that_are_handed_on_in_float32_are_the_peak_of_the_loss_in_place(name: str, method: str):
-    from calibration.model_config import transformers_config
     from calibration.parity import named_step
-    from calibration.trace import trace
+    from calibration.trace.model_config import transformers_config
+    from calibration.trace.step_trace import trace
 
     model = small(name)
     step = replace(named_step(model, method, "flash", True, 2, 256), loss="full_inplace", autocast="bfloat16")

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from calibration.grid import checkpointing
-from calibration.measurement import Attempt, Expected, Measurement
+from calibration.measuring.grid import checkpointing
+from calibration.measuring.measurement import Attempt, Expected, Measurement
 from calibration.plan_quality import Question, answers, grid_of, print_answers, questions
-from planner.run_record import Measured, Prediction
+from planner.records.run_record import Measured, Prediction
 from planner.units import GIB
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -3,7 +3,7 @@
 import pytest
 
 from calibration.residuals import GROUPINGS, as_toml, coverage, fitted, now_fitted, student_t
-from planner.verdict import verdict
+from planner.memory.verdict import verdict
 from profiles.residuals import Residuals, residuals
 
 

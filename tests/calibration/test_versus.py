@@ -5,10 +5,10 @@ import json
 import pytest
 
 from calibration import versus
-from calibration.grid import planned, tiny_model
-from calibration.measurement import Attempt, Expected, Measurement
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
-from planner.run_record import Measured, Prediction
+from calibration.measuring.grid import planned, tiny_model
+from calibration.measuring.measurement import Attempt, Expected, Measurement
+from planner.config.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.records.run_record import Measured, Prediction
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu
 
@@ -55,7 +55,7 @@ def test_a_run_that_has_no_rival_is_no_duel():
     ids=["offload", "dpo"],
 )
 def test_what_only_this_trainer_does_is_not_asked_of_another(knobs, why):
-    from calibration.contenders import contending_trainer
+    from calibration.measuring.contenders import contending_trainer
 
     config = RunConfig.model_validate(
         {"model": "tiny", "lora": LoraKnobs(), "dtype": "float32", "mixed_precision": "no", "data": DataKnobs(path="x")}

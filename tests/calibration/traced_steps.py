@@ -12,7 +12,7 @@ from transformers import (
     T5Config,
 )
 
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 
 TOKENS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHAPE = {

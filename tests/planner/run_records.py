@@ -1,10 +1,10 @@
 """Made-up runs: what the formulas predict, times a factor."""
 
+from planner.config.run_config import LoraKnobs, RunConfig
 from planner.memory.estimate import estimate
-from planner.resolve import resolve_step
-from planner.run_config import LoraKnobs, RunConfig
-from planner.run_record import CPU, Environment, Measured, Result, RunRecord, StoredRun
-from planner.speed import step_time
+from planner.records.run_record import CPU, Environment, Measured, Result, RunRecord, StoredRun
+from planner.speed.step_time import step_time
+from planner.step.resolve import resolve_step
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 

@@ -6,9 +6,9 @@ import pytest
 
 import planner
 from planner.cli import main
-from planner.common_cards import COMMON_CARDS
-from planner.run_config import RunConfig
-from planner.run_file import read_run_file
+from planner.config.run_config import RunConfig
+from planner.config.run_file import read_run_file
+from planner.search.common_cards import COMMON_CARDS
 from profiles.errors import EnvironmentFault
 
 README = (Path(planner.__path__[0]) / "README.md").read_text("utf-8")

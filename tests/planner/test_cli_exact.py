@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from planner import traced
 from planner.cli import main
+from planner.predict import traced
 
 COHERE = {
     "model_type": "cohere",

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from planner.cli import main
-from planner.doctor import Finding
+from planner.machine.doctor import Finding
 from profiles.gpu_catalog import all_gpus
 from profiles.model_catalog import all_models
 
@@ -61,7 +61,7 @@ SICK = Finding("torch", "problem", "not installed", "pip install 'fitune[train]'
 
 @pytest.mark.parametrize(("findings", "exit_code"), [([HEALTHY], 0), ([HEALTHY, SICK], 1)])
 def test_doctor_returns_1_if_something_blocks_training(findings, exit_code, monkeypatch, capsys):
-    monkeypatch.setattr("planner.doctor.examine", lambda folder: findings)
+    monkeypatch.setattr("planner.machine.doctor.examine", lambda folder: findings)
     assert main(["doctor", "--json"]) == exit_code
     said = json.loads(capsys.readouterr().out)
     assert said["ready"] is (exit_code == 0)
@@ -69,7 +69,7 @@ def test_doctor_returns_1_if_something_blocks_training(findings, exit_code, monk
 
 
 def test_doctor_prints_the_cure_below_the_problem(monkeypatch, capsys):
-    monkeypatch.setattr("planner.doctor.examine", lambda folder: [HEALTHY, SICK])
+    monkeypatch.setattr("planner.machine.doctor.examine", lambda folder: [HEALTHY, SICK])
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out == (
         "  ok       disk   100 GiB free\n"

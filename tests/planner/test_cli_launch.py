@@ -11,10 +11,10 @@ import pytest
 from planner.cli import main
 from planner.commands import launch as launch_command
 from planner.commands.launch import run_process, trainer_argv
-from planner.run_record import RECORD_FILE, Prediction
+from planner.records.run_record import RECORD_FILE, Prediction
 from profiles.detect import DetectedGpu
 from profiles.gpu_catalog import find_gpu
-from trainer.recover import MAX_RESTARTS
+from trainer.supervisor.recover import MAX_RESTARTS
 
 PLAN = ("plan", "llama2-7b", "--gpu", "t4", "--method", "qlora")
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from planner.cli import main
-from planner.run_file import read_run_file
+from planner.config.run_file import read_run_file
 from profiles.recipe import all_recipes
 from trainer.launch import launch
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from planner.cli import main
-from planner.run_config import DataKnobs, RunConfig, SampleKnobs
-from planner.run_record import RECORD_FILE
-from planner.run_store import recall, remember
+from planner.config.run_config import DataKnobs, RunConfig, SampleKnobs
+from planner.records.run_record import RECORD_FILE
+from planner.records.run_store import recall, remember
 from tests.planner.run_records import LORA, made_up_run
 
 SECRETS = ("/home/jane", "prompt of mine", "jane-laptop", "secret-model")

@@ -7,17 +7,17 @@ import pytest
 from pydantic import ValidationError
 
 from planner.cli import main
-from planner.hardware import objections
+from planner.config.run_config import LOSS_PATHS, LoraKnobs, PreferenceKnobs, RunConfig
+from planner.explore.what_if import knob_effects
 from planner.memory.estimate import estimate
 from planner.memory.parameters import base_weight_bytes
-from planner.network import network
-from planner.planning import make_plan
-from planner.prediction import Target, predict, usual_config
-from planner.request import Request
-from planner.resolve import resolve_step
-from planner.run_config import LOSS_PATHS, LoraKnobs, PreferenceKnobs, RunConfig
-from planner.speed import step_time
-from planner.what_if import knob_effects
+from planner.predict.prediction import Target, predict, usual_config
+from planner.search.planning import make_plan
+from planner.search.request import Request
+from planner.speed.step_time import step_time
+from planner.step.hardware import objections
+from planner.step.network import network
+from planner.step.resolve import resolve_step
 from profiles.errors import ConfigError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from planner.config.run_config import RunConfig
+from planner.config.run_file import parse_run_file, read_run_file, write_run_file
 from planner.memory.estimate import estimate
-from planner.resolve import resolve_step
-from planner.run_config import RunConfig
-from planner.run_file import parse_run_file, read_run_file, write_run_file
+from planner.step.resolve import resolve_step
 from profiles.errors import ConfigError, UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from planner.planning import make_plan
-from planner.prediction import Target, predict
-from planner.request import Request
-from planner.run_file import read_run_file, write_run_file
+from planner.config.run_file import read_run_file, write_run_file
+from planner.predict.prediction import Target, predict
+from planner.search.planning import make_plan
+from planner.search.request import Request
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.model import ModelProfile

@@ -4,7 +4,7 @@ from time import perf_counter
 import pytest
 
 from planner import scale_study
-from planner.run_config import ParallelKnobs
+from planner.config.run_config import ParallelKnobs
 from planner.scale_study import PAGE, cell, models, page
 from profiles.build_architecture import architecture
 from profiles.parameter_counts import parameter_counts

@@ -6,8 +6,8 @@ import yaml
 
 import planner
 from planner.cli import main
-from planner.run_config import RunConfig
-from planner.run_file import SCHEMA_FILE, SCHEMA_LINE, read_run_file, run_file_text
+from planner.config.run_config import RunConfig
+from planner.config.run_file import SCHEMA_FILE, SCHEMA_LINE, read_run_file, run_file_text
 
 
 def schema_of(capsys):

@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from planner.run_config import DataFormat
+from planner.config.run_config import DataFormat
 from profiles.errors import ConfigError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from calibration.model_config import transformers_config
+from calibration.trace.model_config import transformers_config
 from profiles.model import ModelProfile
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.config.run_config import DataKnobs, LoraKnobs, RunConfig
 from tests.trainer.injected import Launcher
 
 
@@ -71,9 +71,9 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
         import torch
         from rich.console import Console
 
-        from trainer.interruption import Interruption
-        from trainer.progress import Lines
+        from trainer.loop.progress import Lines
         from trainer.run import Job, run
+        from trainer.supervisor.interruption import Interruption
 
         # Threads that wait for each other are slow where other processes want the cores too.
         torch.set_num_threads(1)

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.run_config import RunConfig
-from planner.run_file import write_run_file
-from trainer.ranks import rank
-from trainer.recover import survive
-from trainer.training_process import STATUS_FILE, Ending, read_ending
+from planner.config.run_config import RunConfig
+from planner.config.run_file import write_run_file
+from trainer.processes.ranks import rank
+from trainer.supervisor.recover import survive
+from trainer.supervisor.training_process import STATUS_FILE, Ending, read_ending
 
 STEP = 4
 """The step in which faults strike, or after which the checkpoint is written that they strike."""
@@ -121,7 +121,7 @@ def _train(argv: list[str], status: Path, place: Path, fault: str | None, told: 
 
 def _note_steps(path: Path) -> None:
     """Write down each step that is done."""
-    from trainer.faults import StopOnSignal
+    from trainer.supervisor.faults import StopOnSignal
 
     original = StopOnSignal.on_step_end
 
@@ -184,7 +184,7 @@ def _in_first_step(struck: Path) -> None:
 
 
 def _in_the_probe(struck: Path) -> None:
-    from trainer.probe import Probe
+    from trainer.loop.probe import Probe
 
     _strike(Probe, "_loss", _always, _end_memory, struck)
 
@@ -211,9 +211,9 @@ def _is_due(checkpoint: Path) -> bool:
 
 
 def _before_the_seal(struck: Path) -> None:
-    import trainer.saving
+    import trainer.run_folder.saving
 
-    _strike(trainer.saving, "seal", _is_due, _send(signal.SIGKILL), struck)
+    _strike(trainer.run_folder.saving, "seal", _is_due, _send(signal.SIGKILL), struck)
 
 
 def _in_final_save(struck: Path) -> None:

@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 from transformers import Trainer
 
+from planner.config.run_config import DataKnobs, LoraKnobs, Objective, RunConfig
 from planner.memory.estimate import estimate
-from planner.resolve import resolve_step
-from planner.run_config import DataKnobs, LoraKnobs, Objective, RunConfig
+from planner.step.resolve import resolve_step
 from profiles.model_catalog import resolve_model
 from trainer.tiny_model import write_tiny_data, write_tiny_judgements, write_tiny_model, write_tiny_preferences
 
@@ -106,9 +106,9 @@ def outcome(row: str, method: str) -> Outcome:
 
 def train(config: RunConfig, resume: bool = False) -> Outcome:
     """Train `config` in this process."""
-    from trainer.interruption import Interruption
-    from trainer.progress import Lines
+    from trainer.loop.progress import Lines
     from trainer.run import Job, run
+    from trainer.supervisor.interruption import Interruption
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     # Threads that wait for each other are slow where other processes want the cores too.
@@ -136,7 +136,7 @@ def make_trainer(config: RunConfig) -> Trainer:
 
 def last_checkpoint(config: RunConfig) -> Path:
     """The newest checkpoint of a run."""
-    from trainer.checkpoints import last_checkpoint as newest
+    from trainer.run_folder.checkpoints import last_checkpoint as newest
 
     found = newest(Path(config.output_dir))
     assert found is not None
@@ -147,7 +147,7 @@ def reloaded_output(config: RunConfig, folder: Path | None) -> torch.Tensor:
     """Logits or scores of the model saved in `folder`, or of the base (None), for a few tokens."""
     from peft import PeftModel
 
-    from trainer.build import load_architecture, model_class
+    from trainer.model.build import load_architecture, model_class
 
     architecture = load_architecture(config)
     auto = model_class(config, architecture)

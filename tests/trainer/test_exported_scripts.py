@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.config.run_config import DataKnobs
 from planner.peers.export import export_run, write_export
-from planner.run_config import DataKnobs
 
 pytestmark = pytest.mark.slow
 

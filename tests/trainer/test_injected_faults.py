@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
-from planner.run_file import read_run_file
+from planner.config.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.config.run_file import read_run_file
 from profiles.errors import ConfigError
 from tests.trainer.injected import STEP, Attempt
-from trainer.checkpoints import CONFIG_FILE, last_checkpoint
-from trainer.ladder import next_rung
 from trainer.launch import check
-from trainer.record import read_records
+from trainer.run_folder.checkpoints import CONFIG_FILE, last_checkpoint
+from trainer.run_folder.record import read_records
+from trainer.supervisor.ladder import next_rung
 
 pytestmark = pytest.mark.slow
 

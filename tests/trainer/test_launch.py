@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import trainer.launch
-from planner.run_config import DataKnobs, LoraKnobs, RunConfig
-from planner.run_file import write_run_file
+from planner.config.run_config import DataKnobs, LoraKnobs, RunConfig
+from planner.config.run_file import write_run_file
 from profiles.errors import ConfigError, DataError, EnvironmentFault
 from trainer.launch import check, launch, main
-from trainer.training_process import STATUS_FILE, Command, training_command
+from trainer.supervisor.training_process import STATUS_FILE, Command, training_command
 
 RUN = Path("run file.yaml")
 
@@ -62,7 +62,15 @@ def test_several_cards_get_a_process_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     command = training_command(RunConfig(model="m", lora=LoraKnobs(), gpu="t4", num_gpus=2), RUN)
     assert command.env["CUDA_VISIBLE_DEVICES"] == "4,5"
-    starter = ("-m", "trainer.process_per_card", "--nproc-per-node", "2", "--standalone", "--module", "trainer")
+    starter = (
+        "-m",
+        "trainer.supervisor.process_per_card",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "--module",
+        "trainer",
+    )
     assert command.argv[1:] == (*starter, "run file.yaml")
 
 
@@ -208,5 +216,7 @@ def test_a_run_folder_that_cannot_be_made_is_told(config, tmp_path, capsys):
 
 
 def test_launching_needs_no_torch():
-    code = "import sys, trainer.launch, trainer.record, trainer.data_formats; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, trainer.launch, trainer.run_folder.record, trainer.data.formats; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs
-from planner.run_file import write_run_file
-from trainer.checkpoints import last_checkpoint
-from trainer.record import read_records
+from planner.config.run_config import DataKnobs
+from planner.config.run_file import write_run_file
+from trainer.run_folder.checkpoints import last_checkpoint
+from trainer.run_folder.record import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.cli import main
-from planner.run_file import read_run_file
+from planner.config.run_file import read_run_file
 
 pytestmark = pytest.mark.slow
 

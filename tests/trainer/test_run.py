@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from planner.experience import Experience
-from planner.run_config import DataKnobs, LoraKnobs
-from planner.run_record import Prediction
-from planner.run_store import recall
+from planner.config.run_config import DataKnobs, LoraKnobs
+from planner.records.experience import Experience
+from planner.records.run_record import Prediction
+from planner.records.run_store import recall
 from profiles.errors import ConfigError, DataError, UnknownModelError
-from trainer.checkpoints import last_checkpoint
-from trainer.record import read_records
+from trainer.run_folder.checkpoints import last_checkpoint
+from trainer.run_folder.record import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs, LoraKnobs, ParallelKnobs, RunConfig
-from trainer.ladder import needed_bytes
-from trainer.record import read_records
+from planner.config.run_config import DataKnobs, LoraKnobs, ParallelKnobs, RunConfig
+from trainer.run_folder.record import read_records
+from trainer.supervisor.ladder import needed_bytes
 
 pytestmark = pytest.mark.slow
 

@@ -50,7 +50,7 @@ def test_the_peak_of_the_trainers_own_step_is_predicted(row, method):
 
 @pytest.mark.parametrize("row", ["dpo", "orpo", "reward"])
 def test_preferences_drop_nothing_out_and_need_no_masks(row, tmp_path):
-    from planner.run_config import LoraKnobs
+    from planner.config.run_config import LoraKnobs
     from tests.trainer.objective_runs import run_config, train
 
     knobs = {"gradient_checkpointing": False, "max_steps": 1, "output_dir": str(tmp_path)}

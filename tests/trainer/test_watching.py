@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import DataKnobs, SampleKnobs
-from planner.run_record import Prediction
-from trainer.checkpoints import read_state
+from planner.config.run_config import DataKnobs, SampleKnobs
+from planner.records.run_record import Prediction
+from trainer.run_folder.checkpoints import read_state
 
 pytestmark = pytest.mark.slow
 

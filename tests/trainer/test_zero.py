@@ -1,7 +1,7 @@
 """DeepSpeed's stages with two processes of a CPU. It is no part of what is tested by default: `pip install deepspeed`.
 
-accelerate starts DeepSpeed on cards only. The fixture lets it in, as `trainer/fsdp_on_cpu.py` does with FSDP2; what
-trains, saves, gathers and reads checkpoints is what does so on cards.
+accelerate starts DeepSpeed on cards only. The fixture lets it in, as `trainer/processes/fsdp_on_cpu.py` does with
+FSDP2; what trains, saves, gathers and reads checkpoints is what does so on cards.
 """
 
 import importlib.util
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.run_config import LoraKnobs, ParallelKnobs
-from planner.run_file import write_run_file
+from planner.config.run_config import LoraKnobs, ParallelKnobs
+from planner.config.run_file import write_run_file
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,9 +25,9 @@ import os, sys
 os.environ["DS_ACCELERATOR"] = "cpu"
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-import trainer.agreement
+import trainer.processes.agreement
 
-make_state, join = AcceleratorState.__init__, trainer.agreement.join
+make_state, join = AcceleratorState.__init__, trainer.processes.agreement.join
 
 def on_cpu(self, *arguments, mixed_precision=None, deepspeed_plugin=None, **others):
     make_state(self, mixed_precision, *arguments, deepspeed_plugin=deepspeed_plugin, **others)
@@ -43,7 +43,7 @@ def join_both(config):
     import deepspeed
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
-AcceleratorState.__init__, trainer.agreement.join = on_cpu, join_both
+AcceleratorState.__init__, trainer.processes.agreement.join = on_cpu, join_both
 from trainer.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

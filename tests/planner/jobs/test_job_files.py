@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from planner.cli import main
+from planner.config.run_config import LoraKnobs, ParallelKnobs, RunConfig
+from planner.config.run_file import parse_run_file, write_run_file
 from planner.jobs.job import job_of
 from planner.jobs.targets import TARGETS
-from planner.run_config import LoraKnobs, ParallelKnobs, RunConfig
-from planner.run_file import parse_run_file, write_run_file
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.skypilot import accelerator_names

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from planner.step import StepSpec
+from planner.step.step_spec import StepSpec
 from profiles.model import ModelProfile
 from tests.profiles.transformers_models import built_model
-from trainer.adapter import step_adapter_config
-from trainer.live_bytes import LiveBytes
+from trainer.loop.live_bytes import LiveBytes
+from trainer.model.adapter import step_adapter_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

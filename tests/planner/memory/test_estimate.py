@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import planner
 from planner.memory.estimate import estimate
 from planner.memory.parameters import base_weight_bytes, quantized_weight_bytes
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.build_architecture import architecture
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import all_models, find_model

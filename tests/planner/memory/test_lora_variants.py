@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.adapter_cost import BEGINNINGS, adapter_in_options
 from planner.memory.estimate import estimate
-from planner.step import Adapter, StepSpec
+from planner.step.adapter_cost import BEGINNINGS, adapter_in_options
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.build_architecture import architecture
 from profiles.errors import UnsupportedError
 from tests.planner.memory.test_real_steps import small

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from planner.memory.estimate import estimate
-from planner.step import Adapter, StepSpec
+from planner.step.step_spec import Adapter, StepSpec
 from profiles.build_architecture import architecture
 from profiles.model import ModelProfile
 from profiles.model_catalog import find_model

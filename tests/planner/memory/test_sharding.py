@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from planner.memory.estimate import estimate
 from planner.memory.parameters import adapter_bytes, base_weight_bytes, gradient_bytes, quantized_weight_bytes
 from planner.memory.states import state_bytes
-from planner.network import network
-from planner.step import Adapter, Sharding, ShardingEngine, StepSpec
+from planner.step.network import network
+from planner.step.step_spec import Adapter, Sharding, ShardingEngine, StepSpec
 from profiles.errors import UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -6,11 +6,11 @@ import yaml
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from planner.config.run_config import RunConfig
 from planner.peers.document import parse_document
 from planner.peers.export import sections_of
 from planner.peers.peer import PEERS
 from planner.peers.peer_file import PeerFile, read_peer_file
-from planner.run_config import RunConfig
 from profiles.gpu import GpuProfile
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.asking.question import Wishes
 from planner.peers.check import check_file, peer_of
-from planner.question import Wishes
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "peers"
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from planner.asking.question import Wishes
 from planner.peers.check import check_file, peer_of
 from planner.peers.document import parse_document
 from planner.peers.peer import PEERS
 from planner.peers.peer_file import read_peer_file
-from planner.question import Wishes
-from planner.resolve import resolve_step
+from planner.step.resolve import resolve_step
 from profiles.errors import ConfigError, UnknownModelError, UnsupportedError
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model

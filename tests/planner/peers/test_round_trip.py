@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from planner.peers.peer import PEERS, writable_peers
-from planner.resolve import resolve_step
+from planner.step.resolve import resolve_step
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 from tests.planner.peers.run_configs import MODEL, read_back, run_configs

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from planner.data_report import Piece, PreviewRow
+from planner.data.report import Piece, PreviewRow
 from planner.report.data_preview import SHOWN_TOKENS, print_preview
 
 READ, LEARNED = Piece(id=1, text="Hi\n", learned=False), Piece(id=2, text="you", learned=True)

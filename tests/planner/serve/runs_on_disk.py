@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from planner.run_record import Environment, Measured, Prediction, Result, RunRecord
-from planner.verbs import can
+from planner.records.run_record import Environment, Measured, Prediction, Result, RunRecord
+from planner.verbs.answers import can
 
 
 def log_line(step: int, **figures: object) -> str:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import planner
+from planner.config.run_file import parse_run_file, read_run_file
 from planner.report.answer import verdict_sentence
-from planner.run_file import parse_run_file, read_run_file
 from tests.planner.serve.browser import PHONE, chromium, chromium_path, visit
 from tests.planner.serve.runs_on_disk import log_line
 from tests.planner.serve.screenshots import PICTURES, SHOTS, take

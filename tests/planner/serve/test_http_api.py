@@ -3,11 +3,11 @@ import json
 import pytest
 
 import planner
-from planner.fact_verbs import gpus
+from planner.config.run_config import RunConfig
+from planner.config.run_file import parse_run_file
 from planner.report.plan_document import plan_document, prediction_document
-from planner.run_config import RunConfig
-from planner.run_file import parse_run_file
 from planner.serve.served_verbs import served_verbs
+from planner.verbs.facts import gpus
 
 
 def as_json(document):

@@ -13,8 +13,8 @@ from starlette.requests import Request
 
 import planner
 from planner.commands.serve import serve
+from planner.config.run_file import parse_run_file
 from planner.report.answer import verdict_sentence
-from planner.run_file import parse_run_file
 from planner.serve.app import Page, ServerSettings
 from planner.serve.page_answer import page_answer
 from planner.serve.page_question import PageQuestion

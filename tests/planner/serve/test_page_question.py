@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.question import Access
-from planner.run_config import LoraKnobs
+from planner.asking.question import Access
+from planner.config.run_config import LoraKnobs
 from planner.serve.page_question import FIELDS, PageQuestion
 from profiles.errors import ConfigError
 

@@ -1,0 +1,272 @@
+"""Where an operator does on a GPU what it does not do on a CPU: the one place that knows, with the reason for each.
+
+A step is traced on fake tensors of the CPU. While `as_on_gpu` is active, what differs is exchanged for what CUDA does.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from bitsandbytes.autograd import _functions as bitsandbytes_functions
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
+from torch.utils import _foreach_utils
+from transformers import masking_utils, modeling_utils
+from transformers.integrations import sdpa_attention
+from trl.kernels import chunked_logprob
+
+from calibration.trace.gpu_attention import FusedAttention, efficient_backward, flash_backward
+from calibration.trace.gpu_bitsandbytes import BITSANDBYTES_KERNELS
+from calibration.trace.recorder import Kernel
+from planner.step.step_spec import StepSpec
+
+aten = torch.ops.aten
+
+optimizer_module = importlib.import_module("torch.optim.optimizer")
+"""torch.optim hides its submodule behind the class of the same name."""
+
+FLOAT32_UNDER_AUTOCAST = (
+    "layer_norm",
+    "native_layer_norm",
+    "group_norm",
+    "softmax.int",
+    "log_softmax.int",
+    "nll_loss_nd",
+    "logsumexp",
+    "pow.Tensor_Scalar",
+    "pow.Tensor_Tensor",
+    "pow.Scalar",
+    "rsqrt",
+    "reciprocal",
+    "exp",
+    "log",
+    "log1p",
+    "softplus",
+    "cumsum",
+    "sum",
+    "sum.dim_IntList",
+    "cosine_similarity",
+)
+"""Operators that autocast runs in float32 on CUDA but leaves alone on a CPU (aten `autocast_mode.h`,
+`AT_FORALL_FP32` and `AT_FORALL_FP32_SET_OPT_DTYPE`)."""
+
+EMBEDDING_TOKENS_AT_ONCE = 3072
+EMBEDDING_ROWS_A_SUM = 10
+"""Both in aten: `Embedding.cu`, and NROWS_PER_THREAD in `EmbeddingBackwardKernel.cu`."""
+
+
+@contextlib.contextmanager
+def as_on_gpu(step: StepSpec) -> Iterator[None]:
+    """Exchange what differs between a CPU and a GPU for the time of a trace of `step`."""
+    in_float16 = "float16" in (step.weight_dtype, step.autocast)
+    with contextlib.ExitStack() as stack:
+        for target, name, replacement in (
+            # Optimizers and the clipping of gradients work on all tensors at once; on CPU tensors, one by one.
+            (optimizer_module, "_get_foreach_kernels_supported_devices", lambda: ["cpu"]),
+            *(
+                (place, "_foreach_supported_types", [*place._foreach_supported_types, FakeTensor])
+                for place in (optimizer_module, _foreach_utils)
+            ),
+            # bitsandbytes trains int8 layers on a CPU with a function of its own.
+            (bitsandbytes_functions, "MatMul8bitFp", bitsandbytes_functions.MatMul8bitLt),
+            # On a GPU, Triton kernels fold tiles of logits and a product adds to float32 sums without a copy.
+            (chunked_logprob, "_forward_tile", _nothing),
+            (chunked_logprob, "_backward_tile", _nothing),
+            (chunked_logprob, "_addmm_fp32", _nothing),
+            # Checkpoints that are kept in host memory are not on the card.
+            (modeling_utils, "save_on_cpu", InHostMemory),
+            (sdpa_attention, "use_gqa_in_sdpa", _passes_groups(step)),
+            (functional, "scaled_dot_product_attention", FusedAttention(step.attention)),
+            (functional, "dropout", _dropout),
+            # Asked without a device, torch answers for CUDA: PEFT asks so whether it is to cast what adapters read.
+            (torch, "is_autocast_enabled", _autocast_enabled(torch.is_autocast_enabled)),
+            # From float16, but not from bfloat16, a softmax in float32 needs no copy (aten `SoftMax.cpp`).
+            *(
+                (place, name, _softmax(getattr(place, name), getattr(aten, f"_{name}")))
+                for place in (functional, torch, torch.Tensor)
+                for name in ("softmax", "log_softmax")
+                if in_float16
+            ),
+        ):
+            stack.enter_context(patch.object(target, name, replacement))
+        stack.enter_context(_cuda_autocast())
+        yield
+
+
+@contextlib.contextmanager
+def as_if_real(step: StepSpec) -> Iterator[None]:
+    """Let Transformers make or skip the masks of attention as in a run of `step`, and not by their being fake."""
+    skips = lambda *_, **__: not step.masked  # noqa: E731
+    with (
+        patch.object(masking_utils, "is_tracing", lambda *_: False),
+        patch.object(masking_utils, "_ignore_causal_mask_sdpa", skips),
+    ):
+        yield
+
+
+def kernels(step: StepSpec) -> dict[object, Kernel]:
+    """For operators whose CUDA kernel takes more memory than its result: functions that make both.
+
+    On any device, the form of a grouped product is known to torch in bfloat16 only, and that of what a mask selects not
+    at all.
+    """
+    everywhere: dict[object, Kernel] = {
+        aten._grouped_mm.default: _grouped_mm,
+        aten.nonzero.default: _nonzero,
+        aten.index.Tensor: _index,
+        aten.masked_select.default: _masked_select,
+    }
+    if step.device == "cpu":
+        return everywhere
+    return (
+        everywhere
+        | {
+            aten._softmax_backward_data.default: _softmax_backward,
+            aten.native_layer_norm.default: _layer_norm,
+            aten.embedding_dense_backward.default: _embedding_backward,
+            aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
+            aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
+        }
+        | BITSANDBYTES_KERNELS
+    )
+
+
+def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *rest: Any) -> torch.Tensor:  # noqa: ANN401
+    """Above 3,072 tokens, which one kernel adds up by itself, they are sorted, and runs of ten rows of one token are
+    added up in float32 before they come to the gradient (`embedding_dense_backward_cuda` in aten `Embedding.cu`,
+    `embedding_backward_cuda_kernel` in `EmbeddingBackwardKernel.cu`).
+    """
+    tokens, width = indices.numel(), grad.shape[-1]
+    result: torch.Tensor = aten.embedding_dense_backward.default(grad, indices, num_weights, *rest)
+    if tokens > EMBEDDING_TOKENS_AT_ONCE:
+        segments = min(tokens, num_weights)
+        partial = tokens // EMBEDDING_ROWS_A_SUM + segments
+        order = [
+            torch.empty(size, dtype=torch.int64) for size in (tokens, tokens, segments, segments, segments, partial)
+        ]
+        sums = torch.empty((partial, width), dtype=torch.float32)
+        del order, sums
+    return result
+
+
+def _layer_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
+    """Means and deviations are in float32 whatever the input is (`layer_norm_cuda` in aten `layer_norm_kernel.cu`)."""
+    out, mean, deviation = aten.native_layer_norm.default(x, *rest)
+    return out, torch.empty_like(mean, dtype=torch.float32), torch.empty_like(deviation, dtype=torch.float32)
+
+
+def _softmax(function: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with 16-bit input that goes to float32 in the kernel `fused`, as it is."""
+
+    def softmax(x: torch.Tensor, dim: int = -1, *rest: Any, **options: Any) -> Any:  # noqa: ANN401
+        if options.get("dtype") == torch.float32 and x.dtype in (torch.float16, torch.bfloat16):
+            return fused(x, dim, True)
+        return function(x, dim, *rest, **options)
+
+    return softmax
+
+
+def _softmax_backward(grad: torch.Tensor, output: torch.Tensor, *rest: object) -> object:
+    """CUDA multiplies gradient and output first (`softmax_backward_cuda_out` in aten `SoftMax.cu`)."""
+    product = grad * output
+    result = aten._softmax_backward_data.default(grad, output, *rest)
+    del product
+    return result
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """A fused kernel that keeps a byte for each element; a CPU keeps factors of the input's dtype."""
+    if p == 0 or not training:
+        return x
+    out: torch.Tensor = aten.native_dropout(x, p, training)[0]
+    return out
+
+
+def _autocast_enabled(enabled: Callable[[str], bool]) -> Callable[..., bool]:
+    return lambda device_type="cpu": enabled(device_type)
+
+
+@contextlib.contextmanager
+def _cuda_autocast() -> Iterator[None]:
+    """Give the CPU's autocast the list of operators that run in float32 on CUDA."""
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in FLOAT32_UNDER_AUTOCAST:
+            packet, _, overload = name.partition(".")
+            library.impl(name, _in_float32(getattr(getattr(aten, packet), overload or "default")), "AutocastCPU")
+        yield
+
+
+def _in_float32(operator: Callable[..., Any]) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def cast(x: object) -> object:
+        if isinstance(x, torch.Tensor) and x.dtype in (torch.float16, torch.bfloat16):
+            return x.to(torch.float32)
+        return x
+
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
+
+    return run
+
+
+class InHostMemory(torch.autograd.graph.saved_tensors_hooks):  # type: ignore[misc]
+    """Stands for torch's `save_on_cpu`: what is saved leaves the card, and comes back when it is asked for."""
+
+    def __init__(self, pin_memory: bool = False, device_type: str = "cuda") -> None:
+        super().__init__(
+            lambda x: (x.shape, x.dtype, x.requires_grad), lambda form: torch.empty(form[0], dtype=form[1])
+        )
+
+
+def _passes_groups(step: StepSpec) -> Callable[..., bool]:
+    """Whether Transformers leaves keys and values in groups; where the step repeats them, it never does."""
+    decides = sdpa_attention.use_gqa_in_sdpa
+    return (lambda *_: False) if step.expand_kv else decides
+
+
+def _grouped_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    ends: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Products of groups of rows; `ends` are their ends along the dimension that both have in common."""
+    if a.dim() == 2 and b.dim() == 2:
+        assert ends is not None
+        shape: tuple[int, ...] = (ends.shape[0], a.shape[0], b.shape[1])
+    elif a.dim() == 3 and b.dim() == 3:
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+    else:
+        shape = (a.shape[-2], b.shape[-1])
+    return torch.empty(shape, dtype=out_dtype or a.dtype)
+
+
+def _nonzero(mask: torch.Tensor) -> torch.Tensor:
+    """Positions of shape (elements, dimensions), as if all counted: in the longest batch next to all do."""
+    return torch.empty((mask.numel(), mask.dim()), dtype=torch.int64)
+
+
+def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """A mask selects by the positions at which it is true (`expandTensors` in aten `IndexingUtils.h`)."""
+    positions: list[torch.Tensor | None] = []
+    for index in indices:
+        masks = index is not None and index.dtype == torch.bool
+        positions.extend(aten.nonzero.default(index).unbind(1) if masks else [index])
+    selected: torch.Tensor = aten.index.Tensor(x, positions)
+    return selected
+
+
+def _masked_select(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """All that the mask covers, in one row, by their positions (aten `masked_select_out_cuda_impl`)."""
+    x, mask = torch.broadcast_tensors(x, mask)
+    return _index(x, [mask])
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """A kernel that makes no tensor."""
