@@ -1,6 +1,6 @@
 """Files held to the peers' own schemas. Run as a program, in a process with the peers on its path.
 
-`python peer_schemas.py PEER FILE...` prints one JSON object on its last line: for each file what the peer says against
+`python schemas.py PEER FILE...` prints one JSON object on its last line: for each file what the peer says against
 it, null if nothing. Imported packages are the peers'; nothing of this project is needed.
 """
 

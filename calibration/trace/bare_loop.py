@@ -29,7 +29,7 @@ def run_bare_loop(
     harness: Harness,
     recorder: Recorder,
     path: ModulePath,
-    labels: Any,  # noqa: ANN401 - the callback of `trace.py`, which cannot be imported here
+    labels: Any,  # noqa: ANN401 - the callback of `step_trace.py`, which cannot be imported here
 ) -> None:
     """Train the model for two steps, on one batch, with torch's own optimizer."""
     model = bare.model

@@ -71,7 +71,7 @@ def step_time(
 
     Where several cards share the step, tokens are those of all, and what they send each other hides behind the work of
     a micro-batch as far as that is long enough; `network_bytes_per_s` is the rate of one machine. No run on several
-    cards was compared but those of `tests/planner/test_communication.py`.
+    cards was compared but those of `tests/planner/speed/test_communication.py`.
 
     Recomputation is counted for whole layers; torch stops before the last product of one, which saves up to 7 % of a
     step. There is no estimate for a CPU. What share of its rates a card reaches is fitted (fitted.toml, with the error

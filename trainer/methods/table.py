@@ -1,4 +1,4 @@
-"""The outcomes of PEFT's methods as a table for people: `METHODS.md`, which the survey writes beside this file."""
+"""The outcomes of PEFT's methods as a table for people: `METHODS.md`, which the survey writes."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
