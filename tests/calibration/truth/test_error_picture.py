@@ -1,6 +1,6 @@
 import pytest
 from matplotlib import rc_context
-from tests.calibration.test_error_table import ALLOCATED, BOTH, FAILED
+from tests.calibration.truth.test_error_table import ALLOCATED, BOTH, FAILED
 
 from calibration.truth.error_picture import draw
 from profiles.errors import DataError
