@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from calibration import trace as trace_module
+from calibration.trace import step_trace as trace_module
 from calibration.trace.step_trace import trace
 from planner.step.step_spec import Adapter, StepSpec
 from profiles.errors import UnsupportedError

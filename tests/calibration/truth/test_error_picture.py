@@ -1,9 +1,9 @@
 import pytest
 from matplotlib import rc_context
-from tests.calibration.truth.test_error_table import ALLOCATED, BOTH, FAILED
 
 from calibration.truth.error_picture import draw
 from profiles.errors import DataError
+from tests.calibration.truth.test_error_table import ALLOCATED, BOTH, FAILED
 
 
 @pytest.mark.parametrize(("name", "begins"), [("errors.svg", b"<?xml"), ("errors.png", b"\x89PNG")])

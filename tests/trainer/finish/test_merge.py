@@ -126,7 +126,7 @@ def test_a_folder_that_is_there_is_not_overwritten(run, capsys):
     ],
 )
 def test_a_lack_of_room_is_told_before_anything_is_written(run, shortage, message, monkeypatch, capsys):
-    from trainer import merge
+    from trainer.finish import merge
 
     if shortage == "memory":
         monkeypatch.setattr(merge, "available_memory_bytes", lambda: 10_000_000)
@@ -139,7 +139,7 @@ def test_a_lack_of_room_is_told_before_anything_is_written(run, shortage, messag
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing(run, monkeypatch, capsys):
-    from trainer import merge_weights
+    from trainer.finish import merge_weights
 
     write = merge_weights.save_file
 
@@ -164,7 +164,7 @@ def test_what_a_killed_merge_left_is_cleared(run):
 
 
 def test_a_disk_that_fills_up_is_one_sentence(run, monkeypatch, capsys):
-    from trainer import merge_weights
+    from trainer.finish import merge_weights
 
     def fail(*_, **__):
         raise OSError(28, "No space left on device")

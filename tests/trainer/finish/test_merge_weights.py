@@ -205,7 +205,7 @@ def test_a_base_that_leaves_out_the_prefix_of_the_model_is_merged(adapted, tmp_p
 
 
 def test_files_stay_below_their_limit_and_an_index_lists_them(adapted, tmp_path, monkeypatch):
-    from trainer import merge_weights
+    from trainer.finish import merge_weights
 
     monkeypatch.setattr(merge_weights, "SHARD_BYTES", 5_000_000)
     base, adapter, expected = adapted("llama", "LORA", {})

@@ -12,9 +12,9 @@ from torch.distributed import DistNetworkError
 
 from planner.config.run_config import ParallelKnobs
 from planner.config.run_file import write_run_file
-from trainer import process_per_card
 from trainer.run_folder.checkpoints import last_checkpoint
 from trainer.run_folder.record import read_records
+from trainer.supervisor import process_per_card
 
 pytestmark = pytest.mark.slow
 
