@@ -16,6 +16,9 @@ from profiles.errors import ConfigError
 
 VERSION = 1
 
+DUMPER: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's where there is one: the same text in a fifth of the time."""
+
 SCHEMA_FILE = "run.schema.json"
 SCHEMA_LINE = f"yaml-language-server: $schema={SCHEMA_FILE}"
 """What a YAML language server reads in a comment."""
@@ -92,7 +95,7 @@ def run_file_text(config: RunConfig, comment_lines: Iterable[str] = ()) -> str:
     values = config.model_dump(mode="json")
     header = "".join(f"# {line}".rstrip() + "\n" for text in comment_lines for line in text.splitlines() or [""])
     blocks = [
-        f"# {comment}\n" + yaml.safe_dump({name: values[name] for name in names}, sort_keys=False)
+        f"# {comment}\n" + yaml.dump({name: values[name] for name in names}, Dumper=DUMPER, sort_keys=False)
         for comment, names in SECTIONS
     ]
     return "\n".join([header, *blocks] if header else blocks)

@@ -85,7 +85,8 @@ class Judge:
         self.usable = request.usable_bytes
         self.host = request.cluster.host_memory_bytes
         self._request = request
-        self._estimator = estimator
+        # Configurations that differ on paper alone come to the same step.
+        self._memory = cache(lambda step: estimator(request.model, step, request.gpu))
         self._real_lengths: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def judge(self, config: RunConfig, lossiness: Lossiness) -> Candidate:
@@ -98,7 +99,7 @@ class Judge:
         request = self._request
         step = resolve_step(config, request.model, request.gpu)
         lesson = request.experience.lesson(request.gpu, config)
-        memory = lesson.corrected(self._estimator(request.model, step, request.gpu))
+        memory = lesson.corrected(self._memory(step))
         fits = "no" if self.misses_host_memory(memory) else verdict(memory, self.usable)
         return Candidate(config, step, lossiness, memory, fits)
 

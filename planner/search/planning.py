@@ -12,7 +12,7 @@ from planner.records.experience import Lesson, lesson_words
 from planner.search.candidate import Candidate
 from planner.search.common_cards import CardAnswer
 from planner.search.nearest import Change, nearest_changes, shortfall
-from planner.search.ranking import Estimator, Loser, search
+from planner.search.ranking import Estimator, Losers, search
 from planner.search.request import Request
 from planner.speed.step_time import SpeedEstimate
 from planner.step.hardware import wheel_note
@@ -66,7 +66,7 @@ class Plan:
     evidence: Evidence | None
     cost: Cost | None
     alternatives: tuple[Candidate, ...]
-    losers: tuple[Loser, ...]
+    losers: Losers
     shortfall: str | None
     nearest: tuple[Change, ...]
     notes: tuple[str, ...]

@@ -6,7 +6,7 @@ then speed; then, among those that are as fast, the fewest settings changed and 
 optimizer step never change.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -23,7 +23,7 @@ from profiles.model import ModelProfile
 
 Estimator = Callable[[ModelProfile, StepSpec, GpuProfile | None], MemoryEstimate]
 
-Prune = Callable[[Iterable[RunConfig], str], None]
+Prune = Callable[[Sequence[RunConfig], str], None]
 """Takes note of configurations that lost without being estimated, and why."""
 
 SAME_SPEED = 0.02
@@ -44,6 +44,22 @@ class Loser:
 
 
 @dataclass(frozen=True, slots=True)
+class Losers:
+    """All that lost: those that were estimated, and those that could be left out, which are made when asked for."""
+
+    beaten: tuple[Loser, ...] = ()
+    left_out: tuple[tuple[Sequence[RunConfig], str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.beaten) + sum(len(configs) for configs, _ in self.left_out)
+
+    def __iter__(self) -> Iterator[Loser]:
+        yield from self.beaten
+        for configs, reason in self.left_out:
+            yield from (Loser(config, reason) for config in configs)
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """The outcome of a search.
 
@@ -54,7 +70,7 @@ class SearchResult:
     best: Candidate | None
     closest: Candidate
     alternatives: tuple[Candidate, ...]
-    losers: tuple[Loser, ...]
+    losers: Losers
 
     @property
     def num_candidates(self) -> int:
@@ -71,11 +87,11 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     """
     judge = Judge(request, estimator)
     candidates: list[Candidate] = []
-    pruned: list[Loser] = []
+    left_out: list[tuple[Sequence[RunConfig], str]] = []
 
-    def prune(configs: Iterable[RunConfig], why: str) -> None:
+    def prune(configs: Sequence[RunConfig], why: str) -> None:
         if not only_best:
-            pruned.extend(Loser(config, why) for config in configs)
+            left_out.append((configs, why))
 
     for max_length, rank in openings(request):
         for _, weights in groupby(
@@ -90,7 +106,7 @@ def search(request: Request, estimator: Estimator = estimate, *, only_best: bool
     ranked = _ranked(candidates)
     best = ranked[0] if ranked else None
     beaten = tuple(Loser(c.config, _reason(c, best, judge)) for c in candidates if c is not best)
-    return SearchResult(best, closest, _alternatives(ranked), beaten + tuple(pruned))
+    return SearchResult(best, closest, _alternatives(ranked), Losers(beaten, tuple(left_out)))
 
 
 def _judge_optimizers(

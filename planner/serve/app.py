@@ -1,5 +1,6 @@
 """The server: the page at /, the verbs at /api and /mcp. Nothing of it is on the way of a command line's answer."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from planner.asking.question import Access, own_card
 from planner.records.run_store import store_path
 from planner.search.planning import Plan
+from planner.search.ranking import Losers
 from planner.serve.form_choices import FormChoices, form_choices
 from planner.serve.http_api import api_router, error_response, tell_errors
 from planner.serve.mcp_server import mcp_server
@@ -33,6 +35,9 @@ from profiles.model_catalog import ResolvedModel, resolve_model
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REMEMBERED = 256
 """Answers that are kept; each is small without the configurations that lost."""
+
+COLLECT_AFTER = 50_000
+"""New objects between two looks of the garbage collector; an answer makes about as many, and leaves next to none."""
 
 AT_ONCE = 8
 """Answers that are worked out at the same time. Python runs one of them at a time; more would all be late together."""
@@ -85,8 +90,11 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     # The page has its own check of the host, for all that it serves.
     tools_app = tools.streamable_http_app(json_response=True, stateless_http=True, host=settings.host)
 
+    page = Page(settings, access)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        page.warm()
         to_thread.current_default_thread_limiter().total_tokens = AT_ONCE
         async with tools.session_manager.run():
             yield
@@ -107,7 +115,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     tell_errors(app)
     app.include_router(api_router(access))
     app.mount("/static", StaticFiles(packages=[("planner.serve", "static")]))
-    Page(settings, access).add_to(app)
+    page.add_to(app)
     app.router.routes.extend(tools_app.routes)
     return app
 
@@ -128,7 +136,9 @@ class Page:
             loader=PackageLoader("planner.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         self._choices: FormChoices = form_choices(has_card=own_card() is not None, folders=settings.folders)
-        self._kept = lru_cache(REMEMBERED)(self._ask)
+        self._kept_plan = lru_cache(REMEMBERED)(self._ask)
+        self._kept_answer = lru_cache(REMEMBERED)(self._write_answer)
+        self._kept_cards = lru_cache(REMEMBERED)(self._write_cards)
 
     def add_to(self, app: FastAPI) -> None:
         """Answer at the paths of the page."""
@@ -136,6 +146,7 @@ class Page:
             "/": self.index,
             "/answer": self.answer,
             "/cards": self.cards,
+            "/cards/list": self.cards_list,
             "/reference": self.reference,
         }
         if self._settings.shows_runs:
@@ -145,29 +156,37 @@ class Page:
         app.add_api_route("/run.yaml", self.run_file, include_in_schema=False)
         app.add_api_route("/health", self.health, include_in_schema=False)
 
+    def warm(self) -> None:
+        """Answer once, so that all facts are read, and let the garbage collector look no more at what stays."""
+        self._answer(PageQuestion.of(EXAMPLE.items()), None)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(COLLECT_AFTER)
+
     def index(self, request: Request) -> HTMLResponse:
         """The whole page, with the answer to its link."""
         query = request.query_params.multi_items() or EXAMPLE.items()
         question = PageQuestion()
         with _told() as problem:
             question = PageQuestion.of(query)
-            return self._html("page.html", question=question, choices=self._choices, **self._answered(question))
-        return self._html("page.html", question=question, choices=self._choices, error=problem[0])
+            answer = self._answer(question, None)
+        shown = self._error(problem[0]) if problem else answer
+        return HTMLResponse(self._html("page.html", question=question, choices=self._choices, shown=shown))
 
     def answer(self, request: Request) -> HTMLResponse:
         """The answer alone; `before` is the query of the question before."""
         query = [(name, value) for name, value in request.query_params.multi_items() if name != "before"]
         with _told() as problem:
-            question = PageQuestion.of(query)
-            return self._html("answer.html", **self._answered(question, request.query_params.get("before")))
-        return self._html("answer.html", error=problem[0])
+            return HTMLResponse(self._answer(PageQuestion.of(query), request.query_params.get("before")))
+        return HTMLResponse(self._error(problem[0]))
 
     def cards(self, request: Request) -> HTMLResponse:
-        """The same question on the common cards."""
-        with _told() as problem:
-            question = PageQuestion.of(request.query_params.multi_items())
-            return self._html("cards.html", lines=card_lines(question, self._plan(question)))
-        return self._html("cards.html", error=problem[0])
+        """The same question on the common cards, as a page of its own."""
+        return HTMLResponse(self._html("cards_page.html", shown=self._cards(request)))
+
+    def cards_list(self, request: Request) -> HTMLResponse:
+        """The same without the page around it."""
+        return HTMLResponse(self._cards(request))
 
     def run_file(self, request: Request) -> Response:
         """The run file, to be kept."""
@@ -183,11 +202,11 @@ class Page:
 
     def runs(self) -> HTMLResponse:
         """The runs of this machine."""
-        return self._html("runs.html", runs=self._runs())
+        return HTMLResponse(self._html("runs.html", runs=self._runs()))
 
     def runs_list(self) -> HTMLResponse:
         """The same without the page around it, to be shown again and again."""
-        return self._html("runs_list.html", runs=self._runs())
+        return HTMLResponse(self._html("runs_list.html", runs=self._runs()))
 
     def health(self) -> PlainTextResponse:
         """A sign of life."""
@@ -196,32 +215,55 @@ class Page:
     def reference(self) -> HTMLResponse:
         """How to ask from programs."""
         verbs = [(verb, verb.question.model_json_schema()) for verb in served_verbs().values()]
-        return self._html("reference.html", verbs=verbs)
+        return HTMLResponse(self._html("reference.html", verbs=verbs))
 
     def _runs(self) -> object:
         return runs_view(self._settings.runs, self._settings.with_store)
 
-    def _answered(self, question: PageQuestion, before: str | None = None) -> dict[str, object]:
-        """What the template of an answer needs."""
+    def _answer(self, question: PageQuestion, before: str | None) -> str:
+        """The answer as HTML, beside what it was before."""
+        stamp = self._stamp(question)
+        write = self._write_answer if stamp is None else self._kept_answer
+        return write(question, before, stamp)
+
+    def _write_answer(self, question: PageQuestion, before: str | None, stamp: int | None) -> str:
         earlier = None
         if before is not None:
             with _told():
                 earlier = self._plan(PageQuestion.of(parse_qsl(before)))
-        return {"answer": page_answer(question, self._plan(question), earlier)}
+        return self._html("answer.html", answer=page_answer(question, self._plan(question), earlier))
+
+    def _cards(self, request: Request) -> str:
+        with _told() as problem:
+            question = PageQuestion.of(request.query_params.multi_items())
+            stamp = self._stamp(question)
+            write = self._write_cards if stamp is None else self._kept_cards
+            return write(question, stamp)
+        return self._error(problem[0])
+
+    def _write_cards(self, question: PageQuestion, stamp: int | None) -> str:
+        return self._html("cards.html", lines=card_lines(question, self._plan(question)))
+
+    def _error(self, error: FituneError) -> str:
+        return self._html("error.html", error=error)
 
     def _plan(self, question: PageQuestion) -> Plan:
-        """The answer, kept as long as no run was recorded since; what is free on this machine is asked anew."""
+        stamp = self._stamp(question)
+        return self._ask(question) if stamp is None else self._kept_plan(question, stamp)
+
+    def _stamp(self, question: PageQuestion) -> int | None:
+        """For how long an answer is kept: until a run is recorded. None: what is free on this machine is asked anew."""
         if question.gpu in ("auto", "cpu"):
-            return self._ask(question, 0)
+            return None
         store = store_path()
-        return self._kept(question, store.stat().st_mtime_ns if store and store.exists() else 0)
+        return store.stat().st_mtime_ns if store and store.exists() else 0
 
-    def _ask(self, question: PageQuestion, stamp: int) -> Plan:
-        return replace(question.ask(self._access), losers=())
+    def _ask(self, question: PageQuestion, stamp: int | None = None) -> Plan:
+        return replace(question.ask(self._access), losers=Losers())
 
-    def _html(self, template: str, **context: object) -> HTMLResponse:
-        shown = {"answer": None, "error": None, "shows_runs": self._settings.shows_runs, "version": version()}
-        return HTMLResponse(self._templates.get_template(template).render(shown | context))
+    def _html(self, template: str, **context: object) -> str:
+        shown = {"shows_runs": self._settings.shows_runs, "version": version()}
+        return self._templates.get_template(template).render(shown | context)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What the page shows for a question, in words and numbers that only have to be laid out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from planner.config.run_config import RunConfig
 from planner.config.run_file import run_file_text
@@ -228,7 +229,9 @@ class PageAnswer:
 def page_answer(question: PageQuestion, plan: Plan, before: Plan | None) -> PageAnswer:
     """The answer `plan`, and what is different from the answer `before`."""
     changes = plan_changes(before, plan) if before else None
-    return PageAnswer(question, plan, changes or None)
+    # Both pictures and the table show the same parts.
+    known = replace(plan.estimate, explain=cache(plan.estimate.explain))
+    return PageAnswer(question, replace(plan, estimate=known), changes or None)
 
 
 def _value(value: object) -> str:

@@ -164,7 +164,7 @@ def test_it_answers_without_a_script(browser, served):
 def test_a_narrow_screen_is_never_scrolled_sideways(browser, served, width):
     with visit(browser, served.url + QUESTION, viewport=PHONE | {"width": width}, is_mobile=True) as seen:
         settled(seen.page)
-        for path in (None, "/?model=70b&gpu=T4", "/?model=nobody", "/runs", "/reference"):
+        for path in (None, "/?model=70b&gpu=T4", "/?model=nobody", "/cards?model=7b&gpu=T4", "/runs", "/reference"):
             if path:
                 seen.page.goto(served.url + path)
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -101,6 +101,14 @@ def test_cards_have_time_and_cost(served):
     assert f"{cost.usd:,.2f}" in words
 
 
+def test_cards_are_a_page_of_their_own_without_a_script(served):
+    _, whole = served.get(link("/cards", model="7b", gpu="T4"))
+    _, part = served.get(link("/cards/list", model="7b", gpu="T4"))
+    assert part in whole
+    assert "page.css" in whole
+    assert "page.css" not in part
+
+
 def test_any_card_answers_for_the_cheapest(served):
     _, html = served.get(link(model="70b", gpu="any"))
     answer = planner.can("70b", "any")
