@@ -15,7 +15,7 @@ from calibration.trace.model_config import transformers_config
 from calibration.trace.step_trace import trace
 from calibration.trace.undescribed import read_config, undescribed_network
 from planner.predict.traced import Alive, TraceAnswer, TraceQuestion
-from planner.step.resolve import resolve_step, step_of_network
+from planner.step.resolve import check_encoder_decoder, resolve_step, step_of_network
 from planner.step.step_spec import StepSpec
 from planner.units import format_bytes
 from profiles.errors import FituneError, UnsupportedError
@@ -64,8 +64,10 @@ def traced_step(question: TraceQuestion) -> tuple[PreTrainedConfig, StepSpec]:
         return transformers_config(question.model), step
     assert question.folder is not None
     architecture = read_config(question.folder)
-    network = undescribed_network(architecture, question.config)
     traits = traits_of(question.trainer)
+    if architecture.is_encoder_decoder and traits.loss == "config":
+        check_encoder_decoder(question.config, question.config.model)
+    network = undescribed_network(architecture, question.config)
     step = step_of_network(question.config, network, architecture.is_encoder_decoder, question.gpu, traits)
     return architecture, step
 

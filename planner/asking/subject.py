@@ -1,5 +1,6 @@
 """What an estimate is of: the configuration of a run file, or the usual one of a model, and where it runs."""
 
+import json
 from pathlib import Path
 
 from planner.asking.question import (
@@ -76,8 +77,9 @@ def _of_model(name: str, gpu: str | None, wishes: Wishes, trainer: str, access: 
     except UnsupportedError as error:
         if access.tracing is None:
             raise
-        config = with_knobs(_usual(name, card, wishes), pinned_knobs(wishes))
-        return config, _undescribed(name, card, trainer, error)
+        undescribed = _undescribed(name, card, trainer, error)
+        usual = _usual(name, card, wishes, encodes=_encodes(undescribed.folder))
+        return with_knobs(usual, pinned_knobs(wishes)), undescribed
     target = Target(
         request.model,
         request.gpu,
@@ -93,7 +95,18 @@ def _undescribed(name: str, card: Card, trainer: str, why: UnsupportedError) -> 
     return Target(None, card.gpu, card.free_bytes, trainer, config_folder(name, why), why.message)
 
 
-def _usual(model: str, card: Card, wishes: Wishes) -> RunConfig:
+def _encodes(folder: Path | None) -> bool:
+    """Whether the config.json in `folder` says that an encoder reads the prompt."""
+    if folder is None:
+        return False
+    try:
+        return bool(json.loads((folder / "config.json").read_text("utf-8")).get("is_encoder_decoder"))
+    except (OSError, ValueError, AttributeError):
+        # The trace says what is wrong with the file.
+        return False
+
+
+def _usual(model: str, card: Card, wishes: Wishes, *, encodes: bool) -> RunConfig:
     """LoRA, or what was wished, in a 16-bit format that the card has."""
     method: Method = "lora" if wishes.method == "auto" else wishes.method
     old = card.gpu is not None and not card.gpu.supports_bf16
@@ -106,4 +119,5 @@ def _usual(model: str, card: Card, wishes: Wishes) -> RunConfig:
         lora=None if method == "full" else LoraKnobs(),
         dtype=dtype,
         mixed_precision={"float32": "no", "float16": "fp16", "bfloat16": "bf16"}[dtype],
+        **({"loss": "full"} if encodes else {}),
     )

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 import profiles
 from planner.config.run_config import AttentionImplementation, Dtype, Method, MixedPrecision, Quantization, RunConfig
+from planner.step.resolve import check_encoder_decoder
 from profiles.architecture import Architecture
 from profiles.architecture_traits import traits_of_model
 from profiles.build_architecture import architecture
-from profiles.errors import UnsupportedError
+from profiles.errors import ConfigError, UnsupportedError
 from profiles.fp16_overflow import fp16_overflow_source
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
@@ -113,9 +114,12 @@ def objections(config: RunConfig, model: ModelProfile, gpu: GpuProfile | None) -
 def _objections_of_model(config: RunConfig, model: ModelProfile) -> tuple[str, ...]:
     """What the model does not do, on whatever card."""
     found = []
-    if model.is_encoder_decoder and config.loss == "fused":
-        found.append(f"loss is fused, but {model.hf_id} has an encoder, for which there is only full")
-    if config.joins_rows and not traits_of_model(model).isolates_documents:
+    if model.is_encoder_decoder:
+        try:
+            check_encoder_decoder(config, model.hf_id)
+        except ConfigError as error:
+            found.append(error.message)
+    elif config.joins_rows and not traits_of_model(model).isolates_documents:
         knob = "packing" if config.packing else "padding_free"
         found.append(
             f"{knob} joins rows, but attention in a {model.model_type} model does not keep them apart; set it to false"

@@ -99,18 +99,27 @@ def _sharding(config: RunConfig) -> Sharding | None:
 
 
 def _check_objective(config: RunConfig, model: ModelProfile, traits: TrainerProfile) -> None:
-    if config.objective == "sft":
-        return
-    if model.is_encoder_decoder:
-        raise ConfigError(
-            f"objective is {config.objective}, but {model.hf_id} has an encoder, which TRL trains no preferences of",
-            hint="use sft, or a model without an encoder",
-        )
-    if not traits.preferences:
+    if model.is_encoder_decoder and traits.loss == "config":
+        check_encoder_decoder(config, model.hf_id)
+    if config.objective != "sft" and not traits.preferences:
         raise ConfigError(
             f"objective is {config.objective}, but what a step of {traits.name} takes is only known for sft",
             hint=f"one of: {', '.join(name for name, known in all_trainers().items() if known.preferences)}",
         )
+
+
+def check_encoder_decoder(config: RunConfig, name: str) -> None:
+    """Refuse what the trainer has for decoders only, in planning as at launch. Raises ConfigError."""
+    if config.objective != "sft":
+        raise ConfigError(
+            f"objective is {config.objective}, but {name} has an encoder, which TRL trains no preferences of",
+            hint="use sft, or a model without an encoder",
+        )
+    if config.loss == "fused":
+        raise ConfigError(f"loss is fused, but {name} has an encoder, for which there is only full", hint="use full")
+    if config.joins_rows:
+        knob = "packing" if config.packing else "padding_free"
+        raise ConfigError(f"{knob} joins rows of one kind, but {name} has an encoder", hint="set it to false")
 
 
 def _rows(config: RunConfig, examples: int) -> int:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from transformers import CohereConfig, GraniteMoeConfig, MambaConfig
+from transformers import BartConfig, CohereConfig, GraniteMoeConfig, MambaConfig
 
 from calibration.exact import answer
 from planner.config.run_config import LoraKnobs, RunConfig
@@ -87,6 +87,16 @@ def test_an_undescribed_architecture_knows_its_limits(undescribed):
     config = question().config.model_copy(update={"max_length": 4096})
     with pytest.raises(ConfigError, match="at most 1024"):
         answer(question(model=None, folder=undescribed, config=config))
+
+
+def test_an_undescribed_encoder_decoder_has_only_the_full_loss(tmp_path):
+    sizes = {"d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 500}
+    layers = {"encoder_layers": 4, "decoder_layers": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    BartConfig(**sizes, **layers).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="loss is fused, but any has an encoder"):
+        answer(question(model=None, folder=tmp_path))
+    full = question().config.model_copy(update={"loss": "full"})
+    assert answer(question(model=None, folder=tmp_path, config=full)).process_bytes
 
 
 def test_what_transformers_does_not_know_is_refused(tmp_path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from planner.asking.question import Wishes
+from planner.asking.subject import configuration
 from planner.cli import main
 from planner.predict import traced
 
@@ -45,6 +47,14 @@ def test_an_undescribed_architecture_goes_to_the_trace_by_itself(cohere):
     assert run.stderr == (
         "note: model_type is 'cohere', an architecture that fitune has no description of; tracing the step instead\n"
     )
+
+
+def test_an_undescribed_encoder_decoder_begins_with_the_loss_that_it_has(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bart", "is_encoder_decoder": true}')
+    config, target = configuration(str(tmp_path), "t4", Wishes())
+    assert (config.loss, target.model) == ("full", None)
+    (tmp_path / "config.json").write_text('{"model_type": "cohere"}')
+    assert configuration(str(tmp_path), "t4", Wishes())[0].loss == "fused"
 
 
 def test_exact_traces_what_the_closed_form_describes():

@@ -110,6 +110,16 @@ def test_an_encoder_decoder_has_only_the_full_loss():
     assert make_plan(Request(model=T5, gpu=A100)).config.loss == "full"
 
 
+@pytest.mark.parametrize("knobs", [{"loss": "fused"}, {"loss": "full", "packing": True}, {"padding_free": True}])
+def test_what_the_trainer_has_for_decoders_only_is_not_estimated_either(knobs):
+    with pytest.raises(ConfigError, match="google/flan-t5-base has an encoder"):
+        step(model=T5, **knobs)
+
+
+def test_what_another_trainer_does_with_an_encoder_decoder_is_its_own():
+    assert resolve_step(config(loss="fused"), T5, A100, "transformers").loss == "full"
+
+
 def test_a_copy_of_the_reference_weighs_what_the_model_weighs():
     with_copy, without = (step("dpo", "full", **knobs) for knobs in ({}, BEFORE))
     parts = {part.name: part.bytes for part in estimate(LLAMA, with_copy, A100).components}

@@ -26,6 +26,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from planner.config.run_config import Dtype, RunConfig
+from planner.step.resolve import check_encoder_decoder
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.model.adapter import adapter_config, first_line, linear_names
 from trainer.model.hardware import check_attention, check_model_type, keep_packed_weights
@@ -79,7 +80,7 @@ def load_architecture(config: RunConfig) -> PreTrainedConfig:
     check_model_type(config, architecture.model_type)
     check_attention(config, architecture)
     if architecture.is_encoder_decoder:
-        _check_encoder_decoder(config)
+        check_encoder_decoder(config, config.model)
     if config.objective == "reward":
         # The one output is the score.
         architecture.num_labels = 1
@@ -118,17 +119,6 @@ def model_class(config: RunConfig, architecture: PreTrainedConfig) -> Any:  # no
     if config.objective == "reward":
         return AutoModelForSequenceClassification
     return AutoModelForSeq2SeqLM if architecture.is_encoder_decoder else AutoModelForCausalLM
-
-
-def _check_encoder_decoder(config: RunConfig) -> None:
-    """Refuse what TRL has for decoders only. Raises ConfigError."""
-    if config.objective != "sft":
-        raise ConfigError(f"objective is {config.objective}, but {config.model} has an encoder", hint="use sft")
-    if config.loss == "fused":
-        raise ConfigError(f"loss is fused, but {config.model} has an encoder", hint="use full")
-    if config.joins_rows:
-        knob = "packing" if config.packing else "padding_free"
-        raise ConfigError(f"{knob} joins rows of one kind, but {config.model} has an encoder", hint="set it to false")
 
 
 def load_model(config: RunConfig, architecture: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
