@@ -47,17 +47,24 @@ def _empty(architecture: PreTrainedConfig, config: RunConfig) -> PreTrainedModel
         raise UnsupportedError(f"a {architecture.model_type} cannot be traced: {first_line(error)}") from error
     except ValueError as error:
         # Transformers' own checks of what a model has.
+        why = first_line(error).partition(". ")[0]
         raise UnsupportedError(
             f"Transformers has no {architecture.model_type} with attn_implementation {code} that trains on "
-            f"{config.objective}: {first_line(error)[:200]}",
-            hint="try --set attn_implementation=eager" if code == "sdpa" else None,
+            f"{config.objective}: {why[:200]}",
+            hint="try --set attn_implementation=eager" if code == "sdpa" and "attention" in why else None,
+        ) from error
+    except Exception as error:
+        raise UnsupportedError(
+            f"Transformers cannot build a {architecture.model_type} from its config.json: "
+            f"{type(error).__name__}: {first_line(error)[:200]}"
         ) from error
 
 
 def _attention(text: Any, nothing: Linear) -> Attention:  # noqa: ANN401 - every type of model has its own class
     # A network of states alone has none; then nothing of what follows is used.
     heads = getattr(text, "num_attention_heads", None) or 1
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    # Of a model that has no width of its own, its parts do.
+    width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", heads) // heads
     slides = getattr(text, "use_sliding_window", True)
     return Attention(
         name="attention",

@@ -76,17 +76,25 @@ def task_type(model: PreTrainedModel) -> TaskType:
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all Linear modules that can have an adapter, which the head cannot, sorted."""
+    """Last parts of the names of all Linear modules that can have an adapter, which the head cannot, sorted.
+
+    A number says nothing by itself, so the part before it comes along: layers have numbers too.
+    """
     head = getattr(model, SCORE, None) or model.get_output_embeddings()
     # Llama 4's router is a Linear by its class alone: it returns two tensors.
     names = {
-        name.rpartition(".")[2]
+        _last_part(name)
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D))
         and module is not head
         and not type(module).__name__.endswith("Router")
     }
     return sorted(names - {"out_proj"} if model.config.model_type in READS_OUT_PROJ else names)
+
+
+def _last_part(path: str) -> str:
+    *before, last = path.split(".")
+    return ".".join([*before[-1:], last]) if last.isdecimal() else last
 
 
 def first_line(error: Exception) -> str:
