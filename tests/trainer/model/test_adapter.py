@@ -68,6 +68,20 @@ def test_all_linear_leaves_out_a_router_that_is_a_linear_module(tiny_config):
     assert "router" not in names
 
 
+def test_all_linear_names_a_numbered_module_by_what_it_is_part_of(tiny_config):
+    import torch
+    from transformers import CTRLConfig
+
+    from trainer.model.adapter import linear_names
+    from trainer.model.build import empty_model
+
+    config = tiny_config(attn_implementation="eager")
+    with torch.device("meta"):
+        ctrl = empty_model(config, CTRLConfig(n_embd=64, dff=64, n_layer=2, n_head=4, vocab_size=100))
+    # The layers 0 and 2 of the model are no targets.
+    assert linear_names(ctrl) == ["Wk", "Wq", "Wv", "dense", "ffn.0", "ffn.2"]
+
+
 def test_a_name_that_peft_refuses_is_answered_with_those_that_the_model_has(tiny_config, model):
     from trainer.model.build import wrap_with_adapter
 
