@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.peers.check import check_file, peer_of
 from planner.peers.document import read_document
 from planner.peers.recognition import recognize

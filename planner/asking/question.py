@@ -1,16 +1,16 @@
 """From what a user asks to a `Request`: which model, which card, which knobs are pinned."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.config.run_config import Objective
+from planner.asking.wishes import Wishes
 from planner.config.settings import check_knobs, knobs_in, merged
 from planner.data.lengths import DataLengths
 from planner.predict.prediction import Tracing, untold
 from planner.records.experience import NEWEST, NO_EXPERIENCE, Experience
-from planner.search.request import EFFECTIVE_BATCH_SIZE, Request, RequestedMethod, groups_of, loadable_name
+from planner.search.request import EFFECTIVE_BATCH_SIZE, Request, groups_of, loadable_name
 from planner.step.cluster import ONE_CARD, Cluster
 from profiles.errors import ConfigError, DataError, EnvironmentFault
 from profiles.gpu import GpuProfile
@@ -42,23 +42,6 @@ class Card:
     gpu: GpuProfile | None
     free_bytes: int | None = None
     cluster: Cluster = ONE_CARD
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a user says about the run; `knobs` are named and nested as in a run file, `rows` those of the data."""
-
-    method: RequestedMethod = "auto"
-    max_length: int | None = None
-    lora_r: int | None = None
-    batch_size: int | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    data: Path | None = None
-    objective: Objective | None = None
-    recipe: str | None = None
-    rows: int | None = None
-    num_gpus: int | None = None
-    num_nodes: int | None = None
 
 
 def own_experience() -> Experience:

@@ -7,13 +7,13 @@ from planner.asking.question import (
     FULL_ACCESS,
     Access,
     Card,
-    Wishes,
     card_or_cpu,
     find_card,
     names_run_file,
     pinned_knobs,
     request_for,
 )
+from planner.asking.wishes import Wishes
 from planner.config.run_config import LoraKnobs, Method, RunConfig
 from planner.config.settings import with_knobs
 from planner.predict.prediction import OWN_TRAINER, Target, usual_config

@@ -1,6 +1,6 @@
 """`fitune can`: whether a model can be fine-tuned on a card, and how."""
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
@@ -52,8 +52,18 @@ def can(
       fitune can 7b --gpu t4
       fitune can mistralai/Mistral-7B-v0.1 --gpu 24GB --method lora --max-length 4096
     """
-    knobs = knobs_in(settings or ())
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs, data, objective, None, rows, num_gpus, nodes)
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        batch_size=batch_size,
+        data=data,
+        rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+        knobs=knobs_in(settings or ()),
+    )
     plan = answer(model, gpu, wishes, TERMINAL)
     if json:
         print_json(plan_document(plan))

@@ -1,11 +1,12 @@
 """`fitune estimate`: the memory of one given configuration, phase by phase and part by part."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from planner.asking.question import Wishes, names_file, names_run_file
+from planner.asking.question import names_file, names_run_file
+from planner.asking.wishes import Wishes
 from planner.commands.options import (
     Exact,
     Explain,
@@ -82,20 +83,30 @@ def estimate(
       fitune estimate run.yaml --set max_length=4096 --trainer trl
       fitune estimate axolotl.yml --gpu t4 --fix
     """
-    knobs = knobs_in(settings or ())
-    wishes = Wishes(method, max_length, lora_r, knobs=knobs, objective=objective, num_gpus=num_gpus, num_nodes=nodes)
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+        knobs=knobs_in(settings or ()),
+    )
     show = Show(explain, plot, json)
     peer_options = {"--format": format, "--model": model, "--fix": fix, "-o": output, "--strict": strict}
-    if names_file(subject):
-        # Only here: a model or a run file has no use for what reads the files of others.
-        from planner.commands.peer_check import PeerOptions, peer_answered
-
-        options = PeerOptions(format, model, fix, output, strict, trainer, exact)
-        if (code := peer_answered(subject, gpu, wishes, options, show)) is not None:
-            return code
+    options = (format, model, fix, output, strict, trainer, exact)
+    if names_file(subject) and (code := _peer_answered(subject, gpu, wishes, options, show)) is not None:
+        return code
     if given := next((name for name, value in peer_options.items() if value), None):
         raise ConfigError(f"{given} is for a file of another trainer, and {subject} is none")
     return _estimate_own(subject, gpu, wishes, trainer, exact, show)
+
+
+def _peer_answered(subject: str, gpu: str | None, wishes: Wishes, options: tuple[Any, ...], show: Show) -> int | None:
+    # Only here: a model or a run file has no use for what reads the files of others.
+    from planner.commands.peer_check import PeerOptions, peer_answered
+
+    return peer_answered(subject, gpu, wishes, PeerOptions(*options), show)
 
 
 def _estimate_own(subject: str, gpu: str | None, wishes: Wishes, trainer: str, exact: bool, show: Show) -> int:

@@ -2,7 +2,7 @@
 
 import shlex
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.config.settings import settings_of
 from planner.search.planning import Plan
 

@@ -1,19 +1,24 @@
-"""The arguments and options that several verbs share."""
+"""The arguments and options that several verbs share; what they are is in `planner.asking.wishes`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from planner.asking import wishes
+from planner.asking.wishes import checked_number, words
 from planner.config.run_config import Objective
 from planner.search.request import RequestedMethod
-from profiles.errors import InputError
 
 
-def _at_least_one(param: typer.CallbackParam, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise InputError(f"{param.opts[0]} is {value}, but it must be at least 1", hint="leave it out for the default")
-    return value
+def _within(parameter: object) -> Callable[[typer.CallbackParam, int | None], int | None]:
+    """Holds an option to the limits of its parameter."""
+
+    def check(param: typer.CallbackParam, value: int | None) -> int | None:
+        return checked_number(parameter, value, param.opts[0], "leave it out for the default")
+
+    return check
 
 
 def _complete_gpu(incomplete: str) -> list[str]:
@@ -49,7 +54,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hub id, a folder with a config.json, an alias (llama2-7b) or a size (7b).",
+        help=words(wishes.ModelName),
         autocompletion=complete_model,
         show_default=False,
     ),
@@ -58,7 +63,7 @@ OptionalModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="As in `fitune can`; with --recipe, in place of the recipe's.",
+        help=words(wishes.OptionalModelName),
         autocompletion=complete_model,
         show_default=False,
     ),
@@ -68,7 +73,7 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="Begin with published settings (`fitune recipes`); other options change them.",
+        help=words(wishes.RecipeName),
         autocompletion=_complete_recipe,
         show_default=False,
     ),
@@ -78,8 +83,7 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="GPU",
-        help="A card (t4, a100-80gb), a size (16GB), a machine (p4d.24xlarge), auto (this machine's, with what is free "
-        "now) or cpu; for can also any: the common cards compared.",
+        help=words(wishes.GpuName),
         autocompletion=_complete_gpu,
         show_default=False,
     ),
@@ -89,59 +93,53 @@ NumGpus = Annotated[
     typer.Option(
         "--num-gpus",
         metavar="N",
-        help="Cards in each machine; one, or all that a machine has.",
-        callback=_at_least_one,
+        help=words(wishes.Cards),
+        callback=_within(wishes.Cards),
         show_default=False,
     ),
 ]
 Nodes = Annotated[
     int | None,
-    typer.Option("--nodes", metavar="N", help="Machines.", callback=_at_least_one, show_default="1"),
+    typer.Option("--nodes", metavar="N", help=words(wishes.Nodes), callback=_within(wishes.Nodes), show_default="1"),
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option("--max-length", metavar="TOKENS", help="Tokens a row is cut to.", callback=_at_least_one),
+    typer.Option("--max-length", metavar="TOKENS", help=words(wishes.Length), callback=_within(wishes.Length)),
 ]
 LoraR = Annotated[
-    int | None, typer.Option("--lora-r", metavar="R", help="Rank of the adapter.", callback=_at_least_one)
+    int | None, typer.Option("--lora-r", metavar="R", help=words(wishes.Rank), callback=_within(wishes.Rank))
 ]
 Trainer = Annotated[
     str,
     typer.Option(
         "--trainer",
         metavar="NAME",
-        help="Whose training step: fitune, trl, transformers, axolotl, ...",
+        help=words(wishes.TrainerName),
         autocompletion=_complete_trainer,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 MethodChoice = Annotated[
     RequestedMethod,
-    typer.Option(
-        "--method", metavar="METHOD", help="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits."
-    ),
+    typer.Option("--method", metavar="METHOD", help=words(wishes.MethodName)),
 ]
 ObjectiveChoice = Annotated[
     Objective | None,
     typer.Option(
         "--objective",
         metavar="OBJECTIVE",
-        help="What is learned: sft answers, dpo, ipo and orpo preferences, kto judged answers, reward a score.",
+        help=words(wishes.ObjectiveName),
         show_default="sft",
     ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="ROWS", help="Examples of one optimizer step.", callback=_at_least_one),
+    typer.Option("--batch-size", metavar="ROWS", help=words(wishes.BatchSize), callback=_within(wishes.BatchSize)),
 ]
-Data = Annotated[
-    Path | None, typer.Option("--data", metavar="FILE", help="Training data, for the lengths of its rows.")
-]
+Data = Annotated[Path | None, typer.Option("--data", metavar="FILE", help=words(wishes.DataFile))]
 Rows = Annotated[
     int | None,
-    typer.Option(
-        "--rows", metavar="N", help="Rows of data, for time and cost before there is a file.", callback=_at_least_one
-    ),
+    typer.Option("--rows", metavar="N", help=words(wishes.Rows), callback=_within(wishes.Rows)),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -185,8 +183,7 @@ Exact = Annotated[
     bool,
     typer.Option(
         "--exact",
-        help="Trace the trainer's own step on fake tensors, operator by operator: about ten seconds, "
-        "and needs the `train` extra, but no GPU and no weights.",
+        help=words(wishes.Exactly),
     ),
 ]
 Explain = Annotated[

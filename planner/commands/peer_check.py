@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.commands.own_card import card_or_told
 from planner.commands.plotting import check_plot, write_plot
 from planner.commands.showing import Show

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.commands.next_command import plan_command
 from planner.commands.options import (
     BatchSize,
@@ -75,20 +75,35 @@ def plan(
     if output is not None and output.exists() and not force:
         raise ConfigError(f"there is a file {output} already", hint="--force overwrites it")
     check_plot(plot)
-    knobs = knobs_in(settings or ())
-    wishes = Wishes(method, max_length, lora_r, batch_size, knobs, data, objective, recipe, rows, num_gpus, nodes)
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        batch_size=batch_size,
+        data=data,
+        rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=nodes,
+        knobs=knobs_in(settings or ()),
+        recipe=recipe,
+    )
     card = gpu if recipe or model is None else card_or_told(gpu)
     found = make_plan(planned_request(model, card, wishes, TERMINAL))
     if output is not None and found.config is not None:
         _write(found, found.config, output)
     write_plot(found, plot)
-    if json:
-        print_json(plan_document(found) | {"losers": losers_document(found)})
-    else:
-        _print(found, explain, plan_command(found, wishes) if output is None else None)
+    _show(found, explain, json, plan_command(found, wishes) if output is None else None)
     if output is not None:
         _say_where(found, output)
     return 1 if found.verdict == "no" else 0
+
+
+def _show(found: Plan, explain: bool, json: bool, next_command: str | None) -> None:
+    if json:
+        print_json(plan_document(found) | {"losers": losers_document(found)})
+    else:
+        _print(found, explain, next_command)
 
 
 def _print(found: Plan, explain: bool, next_command: str | None) -> None:

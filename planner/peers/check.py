@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.asking.question import Wishes, card_or_cpu, pinned_knobs
+from planner.asking.question import card_or_cpu, pinned_knobs
+from planner.asking.wishes import Wishes
 from planner.config.run_config import LoraKnobs, RunConfig
 from planner.config.settings import with_knobs
 from planner.memory.verdict import Verdict

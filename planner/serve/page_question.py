@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
-from planner.asking.question import Access, Wishes
+from planner.asking.question import Access
+from planner.asking.wishes import NUMBERS, Wishes, checked_number
 from planner.config.run_config import Objective
 from planner.config.settings import knobs_in, settings_of
 from planner.search.planning import Plan, make_plan
 from planner.search.request import RequestedMethod
-from planner.verbs.answers import ANY, MOST_CARDS, MOST_ROWS, answer, planned_request
+from planner.verbs.answers import ANY, answer, planned_request
 from profiles.errors import ConfigError
 
 EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}
@@ -20,7 +21,6 @@ EXAMPLE = {"model": "llama3.1-8b", "gpu": "RTX 4090"}
 
 METHODS: tuple[RequestedMethod, ...] = get_args(RequestedMethod)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-NUMBERS = ("num_gpus", "num_nodes", "max_length", "batch_size", "lora_r", "rows")
 FIELDS = ("model", "gpu", "method", "objective", *NUMBERS, "recipe", "set")
 
 
@@ -89,35 +89,26 @@ class PageQuestion:
         return answer(self.model, self.gpu or ANY, wishes, access)
 
     def _wishes(self) -> Wishes:
+        numbers: dict[str, Any] = {name: _number(name, getattr(self, name)) for name in NUMBERS}
         return Wishes(
             method=_choice("method", self.method or "auto", METHODS),
             objective=_choice("objective", self.objective, OBJECTIVES) if self.objective else None,
             knobs=knobs_in(self.settings),
             recipe=self.recipe or None,
-            num_gpus=_number("num_gpus", self.num_gpus),
-            num_nodes=_number("num_nodes", self.num_nodes),
-            max_length=_number("max_length", self.max_length),
-            batch_size=_number("batch_size", self.batch_size),
-            lora_r=_number("lora_r", self.lora_r),
-            rows=_number("rows", self.rows),
+            **numbers,
         )
 
 
-MOST = {"num_gpus": MOST_CARDS, "num_nodes": MOST_CARDS, "batch_size": MOST_ROWS}
-
-
 def _number(name: str, text: str) -> int | None:
+    """The number in a field, within the limits that it has everywhere."""
     if not text:
         return None
+    hint = "leave it empty for any"
     try:
         number = TypeAdapter(int).validate_python(text.replace(",", ""))
     except ValidationError:
-        raise ConfigError(f"{name} is {text!r}, which is no whole number", hint="leave it empty for any") from None
-    if number < 1:
-        raise ConfigError(f"{name} is {number}, but it must be at least 1", hint="leave it empty for any")
-    if number > MOST.get(name, number):
-        raise ConfigError(f"{name} is {number:,}, but the page takes up to {MOST[name]:,}")
-    return number
+        raise ConfigError(f"{name} is {text!r}, which is no whole number", hint=hint) from None
+    return checked_number(NUMBERS[name], number, name, hint)
 
 
 def _choice(name: str, value: str, choices: tuple[Choice, ...]) -> Choice:

@@ -3,17 +3,15 @@
 The command line, the HTTP API and the MCP server ask through them.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from planner.asking.question import (
     FULL_ACCESS,
     Access,
-    Wishes,
     card_or_cpu,
     find_card,
     following,
@@ -22,53 +20,34 @@ from planner.asking.question import (
     request_for,
 )
 from planner.asking.subject import configuration
-from planner.config.run_config import Objective, RunConfig
+from planner.asking.wishes import (
+    BatchSize,
+    Cards,
+    DataFile,
+    Exactly,
+    GpuName,
+    Knobs,
+    Length,
+    MethodName,
+    ModelName,
+    Nodes,
+    ObjectiveName,
+    OptionalModelName,
+    Rank,
+    RecipeName,
+    Rows,
+    TrainerName,
+    Wishes,
+)
+from planner.config.run_config import RunConfig
 from planner.predict.prediction import OWN_TRAINER, Prediction, predict, predict_either_way, untold
 from planner.search.common_cards import COMMON_CARDS, ask_common_cards, cheapest
 from planner.search.planning import Plan, make_plan
-from planner.search.request import Request, RequestedMethod
+from planner.search.request import Request
 from profiles.errors import ConfigError
-
-MOST_CARDS, MOST_ROWS = 1024, 1 << 16
-"""What a server answers for: numbers beyond are slips of the finger, and would keep other users waiting."""
 
 ANY = "any"
 """In place of a card: whichever of the common ones."""
-
-ModelName = Annotated[
-    str, Field(description="A Hub id, an alias (llama2-7b) or a size (7b); from Python also a folder.")
-]
-OptionalModelName = Annotated[str | None, Field(description="As in `can`; None: the recipe's.")]
-GpuName = Annotated[
-    str | None,
-    Field(
-        description="A card (t4, a100-80gb), a size (16GB), a machine (p4d.24xlarge), cpu, auto: the cards here; for "
-        "can also any: the common cards compared."
-    ),
-]
-MethodName = Annotated[
-    RequestedMethod, Field(description="full, lora, qlora, peft, or auto: LoRA on the least lossy base that fits.")
-]
-ObjectiveName = Annotated[
-    Objective | None,
-    Field(description="sft learns answers, dpo, ipo and orpo preferences, kto judged answers, reward a score."),
-]
-Length = Annotated[int | None, Field(gt=0, description="Tokens a row is cut to.")]
-Rank = Annotated[int | None, Field(gt=0, description="Rank of the adapter.")]
-BatchSize = Annotated[int | None, Field(gt=0, le=MOST_ROWS, description="Examples of one optimizer step.")]
-RecipeName = Annotated[str | None, Field(description="Begin with published settings; the others change them.")]
-TrainerName = Annotated[str, Field(description="Whose training step: fitune, trl, transformers, axolotl, ...")]
-DataFile = Annotated[
-    str | Path | None, Field(description="Training data; the lengths of its rows decide max_length, time and padding.")
-]
-Rows = Annotated[int | None, Field(gt=0, description="Rows of the data, for time and cost where there is no file yet.")]
-Cards = Annotated[
-    int | None, Field(gt=0, le=MOST_CARDS, description="Cards in each machine; None: one, or all that a machine has.")
-]
-Nodes = Annotated[int | None, Field(gt=0, le=MOST_CARDS, description="Machines.")]
-Knobs = Annotated[
-    Mapping[str, Any] | None, Field(description='Any knobs of the run file, nested as there: {"lora": {"r": 8}}.')
-]
 
 
 def can(
@@ -105,7 +84,18 @@ def can(
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows, num_gpus, num_nodes)
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        batch_size=batch_size,
+        data=Path(data) if data is not None else None,
+        rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
+        knobs=knobs or {},
+    )
     return answer(model, gpu, wishes, access)
 
 
@@ -144,8 +134,20 @@ def plan(
     Raises:
         profiles.errors.InputError: a name that is not known, or a knob that breaks a rule; its `hint` is the way out.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs, batch_size, data, rows, num_gpus, num_nodes)
-    return make_plan(planned_request(model, gpu, replace(wishes, recipe=recipe), access))
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        batch_size=batch_size,
+        data=Path(data) if data is not None else None,
+        rows=rows,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
+        knobs=knobs or {},
+        recipe=recipe,
+    )
+    return make_plan(planned_request(model, gpu, wishes, access))
 
 
 def estimate(
@@ -163,7 +165,7 @@ def estimate(
     num_nodes: Nodes = None,
     knobs: Knobs = None,
     trainer: TrainerName = OWN_TRAINER,
-    exact: Annotated[bool, Field(description="Trace the step itself; takes seconds and the train extra.")] = False,
+    exact: Exactly = False,
     access: Access = FULL_ACCESS,
 ) -> Prediction:
     """The memory and the speed of one configuration: that of a run file, or the usual one of a model.
@@ -189,7 +191,15 @@ def estimate(
         profiles.errors.InputError: what cannot be read, or a knob that breaks a rule; its `hint` is the way out.
         profiles.errors.EnvironmentFault: a trace without the packages of the `train` extra.
     """
-    wishes = _wishes(method, objective, max_length, lora_r, knobs, num_gpus=num_gpus, num_nodes=num_nodes)
+    wishes = Wishes(
+        method=method,
+        objective=objective,
+        max_length=max_length,
+        lora_r=lora_r,
+        num_gpus=num_gpus,
+        num_nodes=num_nodes,
+        knobs=knobs or {},
+    )
     if not isinstance(subject, RunConfig) and access.files and names_file(str(subject)):
         # Only here: a model has no use for what reads the files of others.
         from planner.peers.check import check_file, peer_of
@@ -232,29 +242,3 @@ def predicted(
     if access.tracing is None:
         return predict(config, target)
     return predict_either_way(config, target, exact=exact, tracing=access.tracing)
-
-
-def _wishes(
-    method: RequestedMethod,
-    objective: Objective | None,
-    max_length: int | None,
-    lora_r: int | None,
-    knobs: Mapping[str, Any] | None,
-    batch_size: int | None = None,
-    data: str | Path | None = None,
-    rows: int | None = None,
-    num_gpus: int | None = None,
-    num_nodes: int | None = None,
-) -> Wishes:
-    return Wishes(
-        method=method,
-        max_length=max_length,
-        lora_r=lora_r,
-        batch_size=batch_size,
-        knobs=knobs or {},
-        data=Path(data) if data is not None else None,
-        objective=objective,
-        rows=rows,
-        num_gpus=num_gpus,
-        num_nodes=num_nodes,
-    )

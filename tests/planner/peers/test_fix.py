@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.peers.check import check_file, peer_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "peers"

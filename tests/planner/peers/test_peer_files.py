@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from planner.asking.question import Wishes
+from planner.asking.wishes import Wishes
 from planner.peers.check import check_file, peer_of
 from planner.peers.document import parse_document
 from planner.peers.peer import PEERS
