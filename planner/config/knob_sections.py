@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -16,6 +17,9 @@ from profiles.peft_method import find_method
 
 LoraInit = Literal[True, False, "gaussian", "olora", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "mica"]
 Objective = Literal["sft", "dpo", "ipo", "orpo", "kto", "reward"]
+OneAlone = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+"""A list of names may be given as the only one."""
+
 DataFormat = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt", "preference", "kto"]
 
 DATA_COLUMNS: dict[DataFormat, tuple[str, ...]] = {
@@ -132,7 +136,7 @@ class PeftKnobs(Knobs):
 class SampleKnobs(Knobs):
     """What the model says while it learns: answers to a few prompts, now and then."""
 
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    prompts: Annotated[tuple[str, ...], OneAlone, Field(min_length=1)] = Field(
         description="What the model is asked; in its chat template, if it has one."
     )
     steps: PositiveInt = Field(100, description="Steps between two rounds of answers.")

@@ -21,6 +21,7 @@ from planner.config.knob_sections import Knobs as Knobs
 from planner.config.knob_sections import LoraInit as LoraInit
 from planner.config.knob_sections import LoraKnobs as LoraKnobs
 from planner.config.knob_sections import Objective as Objective
+from planner.config.knob_sections import OneAlone as OneAlone
 from planner.config.knob_sections import PeftKnobs as PeftKnobs
 from planner.config.knob_sections import PreferenceKnobs as PreferenceKnobs
 from planner.config.knob_sections import SampleKnobs as SampleKnobs
@@ -167,7 +168,7 @@ class RunConfig(Knobs):
         None, description="Stop after this many evaluations without a lower loss; None trains to the end."
     )
     samples: SampleKnobs | None = Field(None, description="Prompts to answer while training; None asks nothing.")
-    report_to: tuple[Tracker, ...] = Field(
+    report_to: Annotated[tuple[Tracker, ...], OneAlone] = Field(
         (), description="Where figures are sent as well, by name; their packages are installed apart."
     )
 

@@ -189,7 +189,7 @@ def config_error(details: ErrorDetails, path: Path) -> ConfigError:
         return ConfigError(f"{path}: {key}: {message}" if key else f"{path}: {message}")
     if details["type"] == "model_type":
         return ConfigError(f"{path}: {key} is {details['input']!r}, but it must be a section with keys of its own")
-    rule = re.sub(r"^Input should (?:be )?", "it must be ", details["msg"])
+    rule = re.sub(r"^Input should (?:be )?", "it must be ", details["msg"]).replace("a valid tuple", "a list")
     return ConfigError(f"{path}: {key} is {details['input']!r}, but {rule}", hint=_meaning(parts))
 
 

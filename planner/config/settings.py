@@ -63,7 +63,9 @@ def _value(text: str) -> Any:  # noqa: ANN401  # whatever JSON holds
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text.split(",") if "," in text else text
+        listed = text.startswith("[") and text.endswith("]")
+        words = text[1:-1] if listed else text
+        return [word.strip() for word in words.split(",")] if listed or "," in text else text
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

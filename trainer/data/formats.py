@@ -156,9 +156,11 @@ def _conversation(messages: list[Message]) -> dict[str, Any]:
 
 
 def _messages(row: Mapping[str, Any], column: str) -> list[Message]:
-    turns = row.get(column)
+    if column not in row:
+        raise BadRow(f"there are no {column}; the row has {', '.join(row) or 'nothing'}")
+    turns = row[column]
     if not isinstance(turns, list) or not turns:
-        raise BadRow(f"{column} must be a list of turns, but is {_shown(turns)}")
+        raise BadRow(f"{column} must be a list of at least one turn, but is {_shown(turns)}")
     return [_message(turn, f"{column}[{number}]") for number, turn in enumerate(turns)]
 
 

@@ -17,6 +17,11 @@ CONFIG = RunConfig(model="llama2-7b", method="qlora", quantization="nf4", lora=L
         ("eval_steps=none", "eval_steps", None),
         ("mixed_precision=no", "mixed_precision", "no"),
         ("output_dir=runs/a=b", "output_dir", "runs/a=b"),
+        ("report_to=wandb", "report_to", ("wandb",)),
+        ("report_to=wandb,mlflow", "report_to", ("wandb", "mlflow")),
+        ("report_to=[wandb, mlflow]", "report_to", ("wandb", "mlflow")),
+        ('report_to=["wandb"]', "report_to", ("wandb",)),
+        ("report_to=[]", "report_to", ()),
     ],
 )
 def test_a_setting_replaces_its_knob(setting, knob, value):
@@ -42,6 +47,7 @@ def test_no_setting_changes_nothing():
         ("max_lenght=3", r"a key max_lenght, but there is no such knob", "did you mean max_length?"),
         ("lora.rank=3", r"a key lora.rank, but there is no such knob", "knobs here are r"),
         ("max_length=-5", r"max_length is -5, but it must be greater than 0", "Tokens a row is cut to"),
+        ("report_to=3", r"report_to is 3, but it must be a list", "Where figures"),
         ("lora.r=0", r"lora.r is 0, but it must be greater than 0", "Rank"),
         ("dtype=float8", r"dtype is 'float8', but it must be 'float32', 'float16' or 'bfloat16'", "Dtype"),
         ("method=full", r"method is full, but quantization is nf4", None),

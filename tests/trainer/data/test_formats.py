@@ -100,8 +100,8 @@ def test_a_wrong_declared_format_names_the_missing_column():
         ("text", {"text": None}, "text must be text, but is None"),
         ("text", {}, "there is no column text"),
         ("prompt-completion", {"prompt": "a", "completion": ""}, "completion is empty"),
-        ("messages", {"messages": []}, "messages must be a list of turns"),
-        ("messages", {"messages": "a" * 99}, r"messages must be a list of turns, but is 'a+\.\.\."),
+        ("messages", {"messages": []}, "messages must be a list of at least one turn"),
+        ("messages", {"messages": "a" * 99}, r"messages must be a list of at least one turn, but is 'a+\.\.\."),
         ("messages", {"messages": ["a"]}, r"messages\[0\] must be an object with role and content"),
         ("messages", {"messages": [TURN]}, "no turn of the conversation is the assistant's"),
         (

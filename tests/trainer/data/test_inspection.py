@@ -25,8 +25,8 @@ REJECTED = {
     "broken JSON": (b'{"messages": [', "not JSON: Expecting value at character 15"),
     "not UTF-8": (b'{"messages": "\xff"}', "not UTF-8 text: invalid start byte at byte 15 of the line"),
     "no object": (b"[1, 2]", "a list, but a row must be an object with named columns"),
-    "other columns": ({"question": "One?"}, "messages must be a list of turns, but is None"),
-    "no turns": ({"messages": []}, "messages must be a list of turns, but is []"),
+    "other columns": ({"question": "One?"}, "there are no messages; the row has question"),
+    "no turns": ({"messages": []}, "messages must be a list of at least one turn, but is []"),
     "unknown role": (
         chat({"role": "boss", "content": "Go."}, ANSWER),
         "messages[0].role is 'boss', but must be one of",
