@@ -14,6 +14,7 @@ from calibration.allocator.stream import Allocation, Stream
 from calibration.trace.model_config import transformers_config
 from calibration.trace.step_trace import trace
 from calibration.trace.undescribed import read_config, undescribed_network
+from planner.config.run_config import RunConfig
 from planner.predict.traced import Alive, TraceAnswer, TraceQuestion
 from planner.step.resolve import check_encoder_decoder, resolve_step, step_of_network
 from planner.step.step_spec import StepSpec
@@ -32,29 +33,41 @@ NAMED = 3
 
 def answer(question: TraceQuestion) -> TraceAnswer:
     """Trace the run in `question` and replay it on the allocator. Raises FituneError for what cannot be traced."""
-    architecture, step = traced_step(question)
     gpu = question.gpu
-    stream = _traced(architecture, step, gpu.cublas_workspace_bytes if gpu else 0)
+    step, stream = traced(question)
     if gpu is None:
         return _on_cpu(stream)
     loaded = with_loading(stream, step)
     # The launcher asks for expandable segments; other trainers take torch's default.
     settings = Settings(expandable_segments=traits_of(question.trainer).name == "fitune")
-    return _on_gpu(stream, loaded, replay(loaded, settings), settings, gpu)
+    return _on_gpu(loaded, replay(loaded, settings), settings, gpu)
 
 
-def _traced(architecture: PreTrainedConfig, step: StepSpec, workspace_bytes: int) -> Stream:
-    """The stream of the step. What a library says against it, of whatever class, is said to the user."""
+def traced(question: TraceQuestion) -> tuple[StepSpec, Stream]:
+    """The step of the run in `question`, and its stream.
+
+    Raises FituneError: what a library says against it, of whatever class, is said to the user.
+    """
+    model_type = question.model.model_type if question.model else "model"
     try:
-        return trace(architecture, step, workspace_bytes=workspace_bytes)
+        architecture, step = traced_step(question)
+        model_type = architecture.model_type
+        workspace_bytes = question.gpu.cublas_workspace_bytes if question.gpu else 0
+        return step, trace(architecture, step, workspace_bytes=workspace_bytes)
     except FituneError:
         raise
     except Exception as error:
         raise UnsupportedError(
-            f"the step of a {architecture.model_type} cannot be traced: {type(error).__name__}: {first_line(error)}",
-            # TRL's fused loss runs its own code in place of the model's, which not every model suits.
-            hint="the model's own loss may do: --set loss=full" if step.loss == "fused" else None,
+            f"the step of a {model_type} cannot be traced: {type(error).__name__}: {first_line(error)}",
+            hint=_way_out(question.config, first_line(error)),
         ) from error
+
+
+def _way_out(config: RunConfig, why: str) -> str | None:
+    if "does not support" in why and "checkpointing" in why:
+        return "keep what all layers save: --set gradient_checkpointing=false"
+    # TRL's fused loss runs its own code in place of the model's, which not every model suits.
+    return "the model's own loss may do: --set loss=full" if config.loss == "fused" else None
 
 
 def traced_step(question: TraceQuestion) -> tuple[PreTrainedConfig, StepSpec]:
@@ -74,7 +87,7 @@ def traced_step(question: TraceQuestion) -> tuple[PreTrainedConfig, StepSpec]:
 
 def _on_cpu(stream: Stream) -> TraceAnswer:
     phases = stream.peaks()
-    binding, alive = stream.alive_at_peak()
+    binding = max(phases, key=lambda phase: phases[phase])
     peak = phases[binding]
     return TraceAnswer(
         phases=phases,
@@ -82,22 +95,23 @@ def _on_cpu(stream: Stream) -> TraceAnswer:
         reserved_bytes=peak,
         process_bytes=peak,
         interval_bytes=(peak, peak),
-        alive=_kinds(alive),
+        alive=_kinds(stream.alive_at_peak(binding)),
     )
 
 
-def _on_gpu(stream: Stream, loaded: Stream, replayed: Replay, settings: Settings, gpu: GpuProfile) -> TraceAnswer:
+def _on_gpu(loaded: Stream, replayed: Replay, settings: Settings, gpu: GpuProfile) -> TraceAnswer:
     """The least that can work is what the allocator can live with when it gives back all that it caches."""
     phases = {phase: peak.allocated for phase, peak in replayed.phases.items()}
     process = process_bytes(replayed, gpu)
     lowest = smallest_capacity(loaded, settings) + gpu.context_bytes
+    binding = max(phases, key=lambda phase: phases[phase])
     return TraceAnswer(
         phases=phases,
-        binding_phase=max(phases, key=lambda phase: phases[phase]),
+        binding_phase=binding,
         reserved_bytes=replayed.peak.reserved,
         process_bytes=process,
         interval_bytes=(lowest, round(process * (1 + RESERVED_ERROR))),
-        alive=_kinds(stream.alive_at_peak()[1]),
+        alive=_kinds(loaded.alive_at_peak(binding)),
     )
 
 

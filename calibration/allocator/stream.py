@@ -83,16 +83,15 @@ class Stream:
             peaks[phase] = max(now, peaks.get(phase, 0))
         return peaks
 
-    def alive_at_peak(self) -> tuple[Phase, list[Allocation]]:
-        """The phase of the largest peak, and what is alive there."""
-        now = peak = 0
-        at, binding = 0, self.phases[0][1]
-        for position, (event, phase) in enumerate(self.phase_of_events()):
+    def alive_at_peak(self, phase: Phase) -> list[Allocation]:
+        """What is alive at the peak of `phase`."""
+        now, peak, at = 0, -1, 0
+        for position, (event, of) in enumerate(self.phase_of_events()):
             size = rounded(self.allocations[event if event >= 0 else ~event].bytes)
             now += size if event >= 0 else -size
-            if now > peak:
-                peak, at, binding = now, position, phase
-        return binding, [self.allocations[index] for index in _alive(self.events[: at + 1])]
+            if of == phase and now > peak:
+                peak, at = now, position
+        return [self.allocations[index] for index in _alive(self.events[: at + 1])]
 
 
 def _alive(events: Iterable[int]) -> Iterable[int]:

@@ -20,7 +20,8 @@ from trl.kernels import chunked_logprob
 
 from calibration.trace.gpu_attention import FusedAttention, efficient_backward, flash_backward
 from calibration.trace.gpu_bitsandbytes import BITSANDBYTES_KERNELS
-from calibration.trace.recorder import Kernel
+from calibration.trace.gpu_indexing import SELECTING_KERNELS, SORTING_SCRATCH, embedding_backward
+from calibration.trace.recorder import Kernel, Scratch
 from planner.step.step_spec import StepSpec
 
 aten = torch.ops.aten
@@ -53,9 +54,8 @@ FLOAT32_UNDER_AUTOCAST = (
 """Operators that autocast runs in float32 on CUDA but leaves alone on a CPU (aten `autocast_mode.h`,
 `AT_FORALL_FP32` and `AT_FORALL_FP32_SET_OPT_DTYPE`)."""
 
-EMBEDDING_TOKENS_AT_ONCE = 3072
-EMBEDDING_ROWS_A_SUM = 10
-"""Both in aten: `Embedding.cu`, and NROWS_PER_THREAD in `EmbeddingBackwardKernel.cu`."""
+FOREACH_CHUNK = 65536
+"""Elements that one block of a foreach kernel works on (aten `MultiTensorApply.cuh`)."""
 
 
 @contextlib.contextmanager
@@ -115,9 +115,7 @@ def kernels(step: StepSpec) -> dict[object, Kernel]:
     """
     everywhere: dict[object, Kernel] = {
         aten._grouped_mm.default: _grouped_mm,
-        aten.nonzero.default: _nonzero,
-        aten.index.Tensor: _index,
-        aten.masked_select.default: _masked_select,
+        **SELECTING_KERNELS,
     }
     if step.device == "cpu":
         return everywhere
@@ -126,7 +124,7 @@ def kernels(step: StepSpec) -> dict[object, Kernel]:
         | {
             aten._softmax_backward_data.default: _softmax_backward,
             aten.native_layer_norm.default: _layer_norm,
-            aten.embedding_dense_backward.default: _embedding_backward,
+            aten.embedding_dense_backward.default: embedding_backward,
             aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
             aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
         }
@@ -134,22 +132,20 @@ def kernels(step: StepSpec) -> dict[object, Kernel]:
     )
 
 
-def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *rest: Any) -> torch.Tensor:  # noqa: ANN401
-    """Above 3,072 tokens, which one kernel adds up by itself, they are sorted, and runs of ten rows of one token are
-    added up in float32 before they come to the gradient (`embedding_dense_backward_cuda` in aten `Embedding.cu`,
-    `embedding_backward_cuda_kernel` in `EmbeddingBackwardKernel.cu`).
+def scratch(step: StepSpec) -> dict[object, Scratch]:
+    """For operators whose CUDA kernel is as the CPU's but for memory that it takes while it works: what it takes.
+
+    Looked through and left out: histc of few bins counts in shared memory (`SummaryOps.cu`); scatter, gather and
+    index_add add atomically; the sums by parts of layer_norm begin above 65,536 rows (`layer_norm_kernel.cu`). Not
+    known: cuDNN's workspaces for convolutions, as in Mamba's layers.
     """
-    tokens, width = indices.numel(), grad.shape[-1]
-    result: torch.Tensor = aten.embedding_dense_backward.default(grad, indices, num_weights, *rest)
-    if tokens > EMBEDDING_TOKENS_AT_ONCE:
-        segments = min(tokens, num_weights)
-        partial = tokens // EMBEDDING_ROWS_A_SUM + segments
-        order = [
-            torch.empty(size, dtype=torch.int64) for size in (tokens, tokens, segments, segments, segments, partial)
-        ]
-        sums = torch.empty((partial, width), dtype=torch.float32)
-        del order, sums
-    return result
+    return {} if step.device == "cpu" else {**SORTING_SCRATCH, aten._foreach_norm.Scalar: _norm_scratch}
+
+
+def _norm_scratch(tensors: Sequence[torch.Tensor], *_: object) -> list[torch.Tensor]:
+    """A float32 sum for each chunk of each tensor, as many as the largest has (`ForeachReduceOp.cu`)."""
+    chunks = max(-(-tensor.numel() // FOREACH_CHUNK) for tensor in tensors)
+    return [torch.empty(len(tensors) * chunks, dtype=torch.float32)]
 
 
 def _layer_norm(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
@@ -245,27 +241,6 @@ def _grouped_mm(
     else:
         shape = (a.shape[-2], b.shape[-1])
     return torch.empty(shape, dtype=out_dtype or a.dtype)
-
-
-def _nonzero(mask: torch.Tensor) -> torch.Tensor:
-    """Positions of shape (elements, dimensions), as if all counted: in the longest batch next to all do."""
-    return torch.empty((mask.numel(), mask.dim()), dtype=torch.int64)
-
-
-def _index(x: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """A mask selects by the positions at which it is true (`expandTensors` in aten `IndexingUtils.h`)."""
-    positions: list[torch.Tensor | None] = []
-    for index in indices:
-        masks = index is not None and index.dtype == torch.bool
-        positions.extend(aten.nonzero.default(index).unbind(1) if masks else [index])
-    selected: torch.Tensor = aten.index.Tensor(x, positions)
-    return selected
-
-
-def _masked_select(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """All that the mask covers, in one row, by their positions (aten `masked_select_out_cuda_impl`)."""
-    x, mask = torch.broadcast_tensors(x, mask)
-    return _index(x, [mask])
 
 
 def _nothing(*_: object, **__: object) -> None:

@@ -16,6 +16,7 @@ from calibration.allocator.stream import Allocation, Kind, Phase, Stream
 from calibration.trace.module_path import BALANCE, ModulePath
 
 Kernel = Callable[..., object]
+Scratch = Callable[..., list[torch.Tensor]]
 aten = torch.ops.aten
 
 VALUE_OPERATORS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
@@ -37,6 +38,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """While active, on top of a mode of fake tensors, writes every new storage and every end of one into `stream`.
 
     `kernels` replaces operators by functions that make what a GPU's kernel makes; what those make is recorded.
+    `scratch` makes what else is alive while an operator works.
     `in_place` lets autograd add gradients in place, as it does where no Python mode looks on.
     `all_true` answers questions about values, which fake tensors do not have: whether every position of a batch is
     attended to. `workspace_bytes` is cuBLAS's workspace, which the first matrix product of each thread allocates: one
@@ -47,6 +49,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self,
         path: ModulePath,
         kernels: Mapping[object, Kernel],
+        scratch: Mapping[object, Scratch] | None = None,
         *,
         in_place: bool = True,
         all_true: bool = True,
@@ -61,6 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.parts: dict[int, list[tuple[str | None, int]]] = {}
         self._path = path
         self._kernels = kernels
+        self._scratch = scratch or {}
         self._in_place = in_place
         self._all_true = all_true
         self._workspace_bytes = workspace_bytes
@@ -87,6 +91,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             self._follow(args)
         if self._workspace_bytes and name in MATRIX_PRODUCTS:
             self._need_workspace()
+        held = self._held_meanwhile(func, args, kwargs or {})
         kernel = self._kernels.get(func)
         if kernel is not None and func not in self._replaced:
             # What stands for an operator may call it.
@@ -99,7 +104,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         else:
             result = func(*args, **(kwargs or {}))
         self._see(result, name, args)
+        del held
         return result
+
+    def _held_meanwhile(self, func: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """What an operator takes besides its result while it works."""
+        makes = self._scratch.get(func)
+        if makes is None:
+            return []
+        with self:
+            return makes(*args, **kwargs)
 
     def begin(self, phase: Phase) -> None:
         """Note that what follows belongs to `phase`; a backward pass tells itself."""

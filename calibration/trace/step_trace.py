@@ -36,7 +36,7 @@ from calibration.trace.fake_batches import FakeBatches, examples, tokenizer
 from calibration.trace.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.trace.fused_layers import fused_layers
 from calibration.trace.gpu_bitsandbytes import paged_states
-from calibration.trace.gpu_operators import as_if_real, as_on_gpu, kernels
+from calibration.trace.gpu_operators import as_if_real, as_on_gpu, kernels, scratch
 from calibration.trace.harness import TRAINER, Harness
 from calibration.trace.loss_paths import take_loss_path
 from calibration.trace.module_path import ModulePath
@@ -113,6 +113,7 @@ def _traced(
                 recorder = Recorder(
                     path,
                     kernels(step),
+                    scratch(step),
                     in_place=step.device == "cuda",
                     all_true=not step.masked,
                     workspace_bytes=workspace_bytes,

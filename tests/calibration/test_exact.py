@@ -65,6 +65,22 @@ def test_each_form_of_memory_holds_the_one_before():
     assert allocated < low <= found.process_bytes < high
 
 
+@pytest.mark.parametrize(
+    ("knobs", "phase", "named"),
+    [
+        ({"lora": None, "method": "full", "optim": "adamw_torch"}, "step", "optimizer state"),
+        ({"per_device_eval_batch_size": 64, "data": {"path": "x", "eval_fraction": 0.1}}, "evaluation", "temporary"),
+    ],
+)
+def test_what_is_alive_is_named_in_whichever_phase_is_the_largest(knobs, phase, named):
+    usual = {"model": "any", "gpu": "a100-40gb", "lora": {}, "max_length": 64}
+    config = RunConfig.model_validate(usual | knobs)
+    found = answer(question(config=config, gpu=find_gpu("a100-40gb")))
+    assert found.binding_phase == phase
+    assert named in {one.kind for one in found.alive}
+    assert sum(one.bytes for one in found.alive) == pytest.approx(found.phases[phase], rel=0.01)
+
+
 def test_what_is_alive_is_named():
     alive = {one.kind: one.why for one in answer(question()).alive}
     assert "model.embed_tokens.weight" in alive["weight"]

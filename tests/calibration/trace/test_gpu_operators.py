@@ -4,7 +4,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from calibration.trace.gpu_attention import FusedAttention
-from calibration.trace.gpu_operators import as_on_gpu, kernels
+from calibration.trace.gpu_operators import as_on_gpu, kernels, scratch
 from calibration.trace.module_path import ModulePath
 from calibration.trace.recorder import Recorder
 from tests.calibration.traced_steps import LORA
@@ -18,7 +18,7 @@ def made(function, *shapes, dtype=torch.bfloat16, learns=False):
     """Bytes of what `function` makes of fake tensors as on a GPU, by operator, and the most that is alive at once."""
     with FakeTensorMode(), as_on_gpu(LORA), ModulePath({}, []) as path:
         arguments = [torch.empty(shape, dtype=dtype, requires_grad=learns) for shape in shapes]
-        recorder = Recorder(path, kernels(LORA))
+        recorder = Recorder(path, kernels(LORA), scratch(LORA))
         with recorder:
             recorder.begin("forward")
             result = function(*arguments)
@@ -71,6 +71,33 @@ def test_the_gradient_of_an_embedding_is_summed_in_float32_by_tens_of_rows():
     gradient, peak = embedding_peak(4096)
     partial = 4096 // 10 + 4096
     assert peak == pytest.approx(gradient + 4 * partial * WIDTH + 8 * (6 * 4096 + partial), abs=1024)
+
+
+def test_a_long_row_is_sorted_by_way_of_a_second_copy_of_it_and_its_positions():
+    tokens = 8192
+
+    def most(length):
+        operators, peak = made(lambda x: torch.sort(x), (length,), dtype=torch.int64)
+        return peak - sum(size for name, size in operators if name == "sort")
+
+    assert most(tokens) == 8 * tokens + 16 * tokens
+    assert most(4096) == 0
+
+
+def test_gradients_of_rows_that_were_picked_are_added_by_sorted_places():
+    picked = 8192
+
+    def backward(x):
+        rows = torch.zeros(picked, dtype=torch.int64)
+        return torch.autograd.grad(x[rows].sum(), x)
+
+    operators, _ = made(backward, (ROWS, WIDTH), learns=True)
+    assert [size for name, size in operators if name == "empty"][-5:] == [8 * picked] * 4 + [16 * picked]
+
+
+def test_a_norm_of_many_tensors_takes_a_sum_for_each_chunk_of_the_largest():
+    operators, _ = made(lambda x, y: torch._foreach_norm([x, y]), (65536 * 3,), (8,))
+    assert operators[0] == ("empty", 4 * 2 * 3)
 
 
 def test_autocast_runs_in_float32_what_it_does_on_cuda():
