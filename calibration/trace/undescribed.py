@@ -33,8 +33,9 @@ def undescribed_network(architecture: PreTrainedConfig, config: RunConfig) -> Ar
         raise ConfigError(f"max_length is {config.max_length}, but the model reads at most {positions} tokens")
     linears = tuple(Linear(name, 1, 1) for name in linear_names(_empty(architecture, config)))
     nothing = Linear("", 1, 1)
-    block = Block("layer", text.num_hidden_layers, _attention(text, nothing), Mlp("mlp", linears, nothing, False, ""))
-    return Architecture((Embedding("", 1, 1),), (block,), (), nothing, tied=False)
+    mlp = Mlp("mlp", linears, nothing, False, "")
+    blocks = tuple(Block("layer", 1, attention, mlp) for attention in _attentions(text, nothing))
+    return Architecture((Embedding("", 1, 1),), blocks, (), nothing, tied=False)
 
 
 def _empty(architecture: PreTrainedConfig, config: RunConfig) -> PreTrainedModel:
@@ -58,6 +59,12 @@ def _empty(architecture: PreTrainedConfig, config: RunConfig) -> PreTrainedModel
             f"Transformers cannot build a {architecture.model_type} from its config.json: "
             f"{type(error).__name__}: {first_line(error)[:200]}"
         ) from error
+
+
+def _attentions(text: Any, nothing: Linear) -> tuple[Attention, ...]:  # noqa: ANN401
+    """Each kind of attention among the layers, of which each may have a configuration of its own."""
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    return tuple(dict.fromkeys(_attention(layer, nothing) for layer in layers))
 
 
 def _attention(text: Any, nothing: Linear) -> Attention:  # noqa: ANN401 - every type of model has its own class

@@ -81,13 +81,15 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     A number says nothing by itself, so the part before it comes along: layers have numbers too.
     """
     head = getattr(model, SCORE, None) or model.get_output_embeddings()
-    # Llama 4's router is a Linear by its class alone: it returns two tensors.
+    # Llama 4's router is a Linear by its class alone: it returns two tensors. DeepSeek 4's works on groups of features.
     names = {
         _last_part(name)
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D))
         and module is not head
-        and not type(module).__name__.endswith("Router")
+        # A part of a model that is one itself has a head too.
+        and not name.endswith(".lm_head")
+        and not type(module).__name__.endswith(("Router", "GroupedLinear"))
     }
     return sorted(names - {"out_proj"} if model.config.model_type in READS_OUT_PROJ else names)
 

@@ -29,7 +29,13 @@ from planner.config.run_config import Dtype, RunConfig
 from planner.step.resolve import check_encoder_decoder
 from profiles.errors import ConfigError, UnknownModelError
 from trainer.model.adapter import adapter_config, first_line, linear_names
-from trainer.model.hardware import check_attention, check_model_type, keep_packed_weights
+from trainer.model.hardware import (
+    WRITES_INTO_BASE,
+    check_attention,
+    check_model_type,
+    keep_packed_weights,
+    return_copies,
+)
 from trainer.model.model_name import weights_name
 from trainer.processes.layout import deepspeed_config
 
@@ -199,12 +205,15 @@ def wrap_with_adapter(
     # PEFT fails with some of its layers in place, whose own names would be among these.
     known = linear_names(model)
     try:
-        return get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
+        wrapped = get_peft_model(model, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
     except ValueError as error:
         raise ConfigError(
             f"PEFT cannot put {adapter.peft_type.value} on {config.model}: {first_line(error)}",
             hint=f"its Linear modules are {', '.join(known)}",
         ) from error
+    if config.quantization == "int8" and adapter.peft_type.value in WRITES_INTO_BASE:
+        return_copies(wrapped)
+    return wrapped
 
 
 def _unknown(config: RunConfig, error: Exception) -> UnknownModelError:

@@ -15,6 +15,9 @@ from profiles.fp16_overflow import fp16_overflow_source
 
 ComputeCapability = tuple[int, int]
 
+WRITES_INTO_BASE = frozenset({"C3A", "GRALORA"})
+"""Methods that add to the output of the base in place (peft 0.21.2: `layer.py` of both)."""
+
 # CUDA 13 builds of torch begin at 7.5; the CUDA 12.6 wheels, last with older ones, end at torch 2.14 (pytorch#172352).
 OLD_CARD_INSTALL = "pip install 'torch<2.15' --index-url https://download.pytorch.org/whl/cu126"
 INSTALL = "pip install --upgrade torch"
@@ -121,6 +124,17 @@ def keep_packed_weights(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def return_copies(model: nn.Module) -> None:
+    """Let int8 layers return tensors that may be written into, which takes a copy of each.
+
+    On a GPU bitsandbytes returns a view that its own autograd function made (0.50 `MatMul8bitLt.forward`), and autograd
+    lets nobody change such a view; a CPU has another function.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt" and type(module).__module__.startswith("bitsandbytes"):
+            module.register_forward_hook(lambda _module, _inputs, output: output.clone())
 
 
 def expand_shared_heads(capability: ComputeCapability) -> None:
