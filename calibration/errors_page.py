@@ -14,18 +14,23 @@ import typer
 from calibration.compare import Predict, Way, by_closed_form, by_trace, compare
 from calibration.truth.error_table import (
     COLUMNS,
+    IN_A_RACE,
     METRICS,
     Comparison,
     Metric,
     Skipped,
+    by_loading,
+    errors_of,
     figures,
     group_lines,
     method,
     reasons,
+    within_race,
 )
 from calibration.truth.kept_traces import KeptTraces
 from calibration.truth.measured_runs import read_runs
 from calibration.truth.misses import misses
+from planner.units import MIB
 
 HERE = Path(__file__).parent
 RUNS = HERE / "truth" / "runs.csv"
@@ -36,6 +41,9 @@ EXPLAINED_FROM: dict[Metric, float] = {"allocated": 0.03, "reserved": 0.05}
 """Errors of traces above these are explained."""
 
 TITLES: dict[Way, str] = {"trace": "By tracing the step", "closed-form": "By the closed form"}
+RACE = """Reserved memory by how the weights came onto the card, without PEFT's comparison. Transformers 5.0 loads by
+threads that race (`truth/loading_race.py`), and what they leave of the cache differs from run to run. The simulation
+takes one weight after the other, as later versions do:"""
 INTRODUCTION = """# Errors of the predictions
 
 What is predicted for the training runs of [truth](truth/README.md), which other people measured, and what they
@@ -53,6 +61,7 @@ def section(way: Way, compared: Sequence[Comparison], skipped: Sequence[Skipped]
     why = [f"- {', '.join(miss.rows)}: {miss.why}. Source: {miss.source}." for miss in misses()]
     explained = ("Why runs are off by more than 3 % of allocated or 5 % of reserved memory:", "\n".join(why))
     left_out = [f"- {len(ids)}: {why} ({', '.join(ids)})" for why, ids in reasons(skipped).items()]
+    raced = _race_parts(compared) if way == "trace" else ()
     headings = ("run", "model", "method", "batch", *(f"{m} {c}" for m in METRICS for c in ("", "measured", "error")))
     return "\n\n".join(
         (
@@ -60,9 +69,33 @@ def section(way: Way, compared: Sequence[Comparison], skipped: Sequence[Skipped]
             _table(("runs", *COLUMNS), groups),
             _table((*(heading.strip() for heading in headings), "verdict"), runs),
             *(explained if way == "trace" else ()),
+            *raced,
             "Left out:",
             "\n".join(left_out),
         )
+    )
+
+
+def _race_parts(compared: Sequence[Comparison]) -> tuple[str, ...]:
+    """Reserved memory with and without the runs whose loading was a race, and the range of what these can reserve."""
+    groups = [
+        (name, str(errors.rows), f"{errors.median_abs_error or 0:.2%}", f"{errors.p95_abs_error or 0:.1%}")
+        for name, found in by_loading(compared).items()
+        if (errors := errors_of(found, "reserved")).rows
+    ]
+    lines = []
+    for one in by_loading(compared)[IN_A_RACE]:
+        measured, predicted = one.run.reserved_bytes, one.predicted
+        low, high = predicted.reserved_range or (predicted.reserved_bytes, predicted.reserved_bytes)
+        inside = "yes" if within_race(one) else "no"
+        sizes = (f"{size / MIB:,.0f}" for size in (measured or 0, predicted.reserved_bytes, low, high))
+        lines.append((one.run.id, one.run.model.rpartition("/")[2], *sizes, inside))
+    headings = ("run", "model", "measured", "one after the other", "least", "most", "inside")
+    return (
+        RACE,
+        _table(("loading", "runs", "median", "95th percentile"), groups),
+        "What is reserved in MiB if the threads are ahead by no weight to all of them:",
+        _table(headings, lines),
     )
 
 

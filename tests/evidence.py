@@ -25,7 +25,18 @@ from rich.table import Table
 
 from calibration.compare import WIDTH, as_kept, by_trace, compare
 from calibration.errors_page import EXPLAINED_FROM, RUNS, TRACED
-from calibration.truth.error_table import Comparison, Metric, Skipped, errors_of, reasons, summarize
+from calibration.truth.error_table import (
+    IN_A_RACE,
+    IN_ORDER,
+    Comparison,
+    Metric,
+    Skipped,
+    by_loading,
+    errors_of,
+    reasons,
+    summarize,
+    within_race,
+)
 from calibration.truth.kept_traces import KeptTraces
 from calibration.truth.measured_runs import read_runs
 from calibration.truth.misses import explained_rows
@@ -73,9 +84,25 @@ def accuracy_claims(traced: Found, formulas: Found) -> Iterator[Claim]:
     for way, rows, limits_of_way in (("simulation", traces, (0.015, 0.08)), ("closed form", closed, (0.03, 0.10))):
         reserved = [one for one in rows if one.run.harness != "PEFT"]
         yield _accuracy(3, f"reserved by {way}", reserved, "reserved", limits_of_way)
+    yield from _by_loading(traces)
     yield from _method_comparison(traced)
     for way, found in (("trace", traced), ("closed form", formulas)):
         yield from _verdicts(way, found)
+
+
+def _by_loading(traces: Sequence[Comparison]) -> Iterator[Claim]:
+    """Reserved memory where weights came in order, and the range of it where threads of the loader raced."""
+    groups = by_loading(traces)
+    yield _accuracy(3, "of these, loaded one weight after the other", groups[IN_ORDER], "reserved", (0.015, 0.08))
+    raced = groups[IN_A_RACE]
+    inside = sum(map(within_race, raced))
+    yield Claim(
+        3,
+        "of these, loaded by threads that race (Transformers 5.0): reserved within what these can come to",
+        f"{len(raced)} of {len(raced)}",
+        f"{inside} of {len(raced)}",
+        inside == len(raced),
+    )
 
 
 def _of_one_card(compared: Sequence[Comparison]) -> list[Comparison]:

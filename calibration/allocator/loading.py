@@ -15,13 +15,16 @@ from profiles.quantization import find_quantization
 _BASE: tuple[Kind, ...] = ("weight", "quantized weight")
 
 
-def with_loading(stream: Stream, step: StepSpec, weights: Literal["placed", "moved"] = "placed") -> Stream:
+def with_loading(
+    stream: Stream, step: StepSpec, weights: Literal["placed", "moved"] = "placed", ahead: int = 0
+) -> Stream:
     """The stream with its weights loaded before it.
 
     Placed: as Transformers 5 does it with a `device_map` (`core_model_loading.py`, `modeling_utils.py`). First it takes
     a block for the whole model and gives it back (`caching_allocator_warmup`). Weights come in the order of their
     names. One that is to be quantized comes in the dtype of the file, and goes when it is packed. A k-bit upcast casts
-    the others one by one when all are loaded (PEFT `prepare_model_for_kbit_training`).
+    the others one by one when all are loaded (PEFT `prepare_model_for_kbit_training`). Where threads read the file, as
+    many as `ahead` weights more are there, in the dtype of the file, when one is packed.
 
     Moved: a model that is not quantized comes weight by weight in the order of its modules (`torch.nn.Module.cuda`).
 
@@ -35,7 +38,7 @@ def with_loading(stream: Stream, step: StepSpec, weights: Literal["placed", "mov
     if weights == "moved" and step.quantization is None:
         loaded.events += base
     else:
-        _load(loaded, base, step)
+        _load(loaded, base, step, ahead)
     adapters = [event for event in stream.events[:end] if event >= 0 and stream.allocations[event].kind == "adapter"]
     _load_adapters(loaded, adapters, step)
     placed = {*base, *adapters}
@@ -46,20 +49,19 @@ def with_loading(stream: Stream, step: StepSpec, weights: Literal["placed", "mov
     return loaded
 
 
-def _load(loaded: Stream, base: list[int], step: StepSpec) -> None:
+def _load(loaded: Stream, base: list[int], step: StepSpec, ahead: int) -> None:
     """Add the allocations `base` and the copies that they are made from."""
     weights = _weights(loaded, base)
     total = sum(_bytes_counted(loaded.allocations[weight], step) for weight, *_ in weights)
     loaded.free(loaded.allocate(Allocation(total, "caching_allocator_warmup", "", "load", "temporary")))
+    copies: list[int | None] = []
     casts: list[tuple[int, int]] = []
-    for weight, *constants in weights:
-        allocation = loaded.allocations[weight]
-        of_file = _bytes_in_file(allocation, step)
-        if of_file is None:
-            loaded.events += [weight, *constants]
+    for number, (weight, *constants) in enumerate(weights):
+        copies += [_arrived(loaded, parts, step) for parts in weights[len(copies) : number + 1 + ahead]]
+        copy = copies[number]
+        if copy is None:
             continue
-        copy = _copy(loaded, allocation, of_file)
-        if allocation.kind == "quantized weight":
+        if loaded.allocations[weight].kind == "quantized weight":
             _quantize(loaded, weight, constants, step)
             loaded.free(copy)
         else:
@@ -67,6 +69,15 @@ def _load(loaded: Stream, base: list[int], step: StepSpec) -> None:
     for weight, copy in sorted(casts):
         loaded.events.append(weight)
         loaded.free(copy)
+
+
+def _arrived(loaded: Stream, parts: list[int], step: StepSpec) -> int | None:
+    """The copy that a weight is made from; None where it stays as it comes."""
+    of_file = _bytes_in_file(loaded.allocations[parts[0]], step)
+    if of_file is not None:
+        return _copy(loaded, loaded.allocations[parts[0]], of_file)
+    loaded.events += parts
+    return None
 
 
 def _quantize(loaded: Stream, weight: int, constants: list[int], step: StepSpec) -> None:

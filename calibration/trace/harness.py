@@ -20,6 +20,7 @@ class Harness(BaseModel):
     clips: bool = True
     output: Literal["step", "next"] = "step"
     empties: bool = False
+    races: bool = False
     source: str = "this repository, trainer/"
 
 

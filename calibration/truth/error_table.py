@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from calibration.truth.loading_race import races
 from calibration.truth.measured_runs import MeasuredRun
 from calibration.truth.prediction import Prediction
 from planner.units import MIB
@@ -22,6 +23,7 @@ GROUPINGS: dict[str, Callable[[MeasuredRun], str]] = {
     "attention": lambda run: "eager" if run.attention == "eager" else "fused attention",
     "model": lambda run: run.model.rpartition("/")[2],
 }
+IN_A_RACE, IN_ORDER = "in a race", "one after the other"
 COLUMNS = ("rows", "median", "95th percentile", "mean", "false fits", "false refusals")
 
 
@@ -225,3 +227,19 @@ def _line(name: str, errors: Errors) -> tuple[str, ...]:
     shares = (errors.median_abs_error, errors.p95_abs_error, errors.mean_error)
     wrong = (str(errors.false_fits), str(errors.false_refusals)) if isinstance(errors, Summary) else ("", "")
     return name, str(errors.rows), *("-" if share is None else f"{share:.1%}" for share in shares), *wrong
+
+
+def by_loading(compared: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Runs on one card that published reserved memory, by how the weights came; PEFT's comparison apart."""
+    known = [one for one in compared if one.run.reserved_bytes and one.run.num_gpus == 1 and one.run.harness != "PEFT"]
+    return {
+        IN_A_RACE: [one for one in known if races(one.run)],
+        IN_ORDER: [one for one in known if not races(one.run)],
+        "all": known,
+    }
+
+
+def within_race(one: Comparison) -> bool:
+    """Whether a run reserved what the threads that loaded it can come to."""
+    least, most = one.predicted.reserved_range or (0, 0)
+    return least <= (one.run.reserved_bytes or 0) <= most

@@ -84,7 +84,9 @@ class KeptTraces:
             return None
         if "refused" in kept:
             return str(kept["refused"])
-        return Prediction(**{name: kept[name] for name in Prediction.__slots__})  # type: ignore[arg-type]
+        figures = {name: kept.get(name) for name in Prediction.__slots__}
+        raced = figures.pop("reserved_range")
+        return Prediction(**figures, reserved_range=raced and tuple(raced))  # type: ignore[arg-type]
 
     def tracers(self) -> dict[str, dict[str, str]]:
         """The libraries of each tracer that an answer is from."""

@@ -18,11 +18,15 @@ Refusal = str
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Bytes that `max_memory_allocated` and `max_memory_reserved` of torch would report, and whether the run fits."""
+    """Bytes that `max_memory_allocated` and `max_memory_reserved` of torch would report, and whether the run fits.
+
+    `reserved_range` is what could be reserved in whatever order threads load the weights; None where none do.
+    """
 
     allocated_bytes: int
     reserved_bytes: int
     verdict: Verdict
+    reserved_range: tuple[int, int] | None = None
 
 
 def closed_form(model: ModelProfile, step: StepSpec, gpu: GpuProfile) -> Prediction:

@@ -16,6 +16,7 @@ from calibration.exact import RESERVED_ERROR
 from calibration.trace.harness import TRAINER, Harness
 from calibration.trace.model_config import transformers_config
 from calibration.trace.step_trace import trace
+from calibration.truth.loading_race import reserved_range
 from calibration.truth.prediction import Prediction, Question, Refusal
 from planner.memory.verdict import Verdict, usable_bytes
 from planner.step.step_spec import StepSpec
@@ -39,7 +40,8 @@ def traced(model: ModelProfile, step: StepSpec, gpu: GpuProfile, harness: Harnes
     replayed = replay(loaded, Settings())
     process = process_bytes(replayed, gpu)
     reserved = replay_from_empty(loaded, Settings()) if harness.empties else replayed.peak.reserved
-    return Prediction(replayed.peak.allocated, reserved, _verdict(loaded, process, gpu))
+    raced = reserved_range(stream, step, harness) if harness.races and step.quantization else None
+    return Prediction(replayed.peak.allocated, reserved, _verdict(loaded, process, gpu), raced)
 
 
 def traced_each(

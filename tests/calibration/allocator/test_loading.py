@@ -52,6 +52,19 @@ def test_weights_come_by_name_through_copies_in_the_dtype_of_the_file():
     ]
 
 
+def test_threads_that_are_ahead_leave_copies_beside_what_is_packed():
+    assert history(with_loading(MODEL, QLORA, ahead=2))[2:] == [
+        *("+32", "+64", "+56"),  # three weights of the file are there
+        "+60",
+        *("+2", "+16", "-64"),
+        *("+14", "-56", "+15", "-60"),
+        *("+64", "-32", "+3"),
+    ]
+    all_at_once = history(with_loading(MODEL, QLORA, ahead=100))
+    assert all_at_once[2:6] == ["+32", "+64", "+56", "+60"]
+    assert sorted(all_at_once) == sorted(history(with_loading(MODEL, QLORA)))
+
+
 def test_weights_that_stay_as_they_are_come_without_copies():
     step = StepSpec(1, 8, "bfloat16")
     assert history(with_loading(loaded(("b", 8 * MIB, "weight"), ("a", 4 * MIB, "weight")), step)) == [
