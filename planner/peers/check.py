@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from planner.asking.question import card_or_cpu, pinned_knobs
 from planner.asking.wishes import Wishes
@@ -38,6 +38,23 @@ class PeerAnswer(Prediction):
     file: PeerFile
     objections: tuple[str, ...]
     fix: Fix | None
+
+    @property
+    def caveat(self) -> str | None:
+        """Which keys that are not counted stand against a plain yes or no."""
+        if self.objections or self.verdict == "fits":
+            return None
+        fits = self.estimate.interval_bytes[1] <= self.usable_bytes
+        keys = ", ".join(self.may_take("more" if fits else "less"))
+        if not keys:
+            return None
+        if fits:
+            return f"no plain yes: {keys} may take more, and how much is not in the estimate"
+        return f"no plain no: {keys} may take less, and how much is not in the estimate"
+
+    def may_take(self, effect: Literal["more", "less"]) -> list[str]:
+        """Keys of the file that take more, or less, than is counted."""
+        return [account.key for account in self.file.not_counted if account.effect in (effect, "either")]
 
 
 def peer_of(path: Path, declared: str | None = None) -> tuple[Document, Peer] | None:

@@ -89,6 +89,11 @@ class Prediction:
         return residuals().evidence(self.target.gpu, self.config.method) if self.target.gpu else None
 
     @property
+    def caveat(self) -> str | None:
+        """What stands against a plain yes or no beside the memory; of what is known whole, nothing."""
+        return None
+
+    @property
     def picture(self) -> "Picture":
         """The memory of each phase against the card."""
         from planner.picture.memory_picture import memory_picture

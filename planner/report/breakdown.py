@@ -56,6 +56,8 @@ def print_prediction(console: Console, prediction: Prediction) -> None:
         f"{target.name} on {cards} with {method_words(prediction.config)} takes "
         f"{size_words(prediction.estimate)} of {format_bytes(prediction.usable_bytes)}.",
     )
+    if prediction.caveat:
+        print_hanging(console, Text("but: ", style="bold yellow"), prediction.caveat)
     where = target.gpu.name if target.gpu else "this CPU"
     if taught := target.experience.fault or prediction.lesson.words(method_of(prediction.config), where):
         print_hanging(console, Text("note: ", style="dim"), taught)

@@ -20,7 +20,7 @@ from planner.units import format_bytes
 STATUS_WORDS: dict[Status, str] = {
     "understood": "understood",
     "no effect": "without effect on memory",
-    "off": "off",
+    "off": "at the default",
     "not modeled": "not in the estimate",
     "unknown": "unknown",
 }
@@ -56,9 +56,11 @@ def _print_fix(console: Console, answer: PeerAnswer) -> None:
         console.print("\nNo change of its keys that is known here makes it fit.")
         return
     console.print("\nThe smallest change that fits:")
-    print_table(console, CHANGE_COLUMNS, [_change_row(change) for change in answer.fix.changes])
+    print_table(console, CHANGE_COLUMNS, [_change_row(change) for change in answer.fix.changes], whole=True)
     usable = format_bytes(answer.usable_bytes)
-    console.print(f"It then takes {size_words(answer.fix.prediction.estimate)} of {usable}.")
+    aside = answer.may_take("more")
+    beside = f", and what {' and '.join(aside)} add{'' if len(aside) > 1 else 's'}" if aside else ""
+    console.print(f"It then takes {size_words(answer.fix.prediction.estimate)} of {usable}{beside}.", soft_wrap=True)
 
 
 def peer_document(answer: PeerAnswer) -> Document:
@@ -104,10 +106,17 @@ def _print_keys(console: Console, file: PeerFile) -> None:
 
 
 def _change_row(change: KeyChange) -> list[str]:
-    then = "(taken out)" if change.new is None else _shown(change.new)
-    return [change.key, "(not there)" if change.old is None else _shown(change.old), then]
+    then = "(taken out)" if change.new is None else _written(change.new)
+    return [change.key, "(not there)" if change.old is None else _written(change.old), then]
 
 
 def _shown(value: object) -> str:
-    text = {True: "true", False: "false", None: ""}.get(value) if isinstance(value, bool | None) else str(value)
-    return text if text is not None and len(text) <= 40 else f"{str(text)[:37]}..."
+    text = _written(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _written(value: object) -> str:
+    """As it stands in a file."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    return {True: "true", False: "false", None: ""}[value] if isinstance(value, bool | None) else str(value)

@@ -23,8 +23,13 @@ class Column:
     justify: Justify = "left"
 
 
-def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print `rows` under those of the `columns` that fit the console and are not empty everywhere."""
+def print_table(
+    console: Console, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, whole: bool = False
+) -> None:
+    """Print `rows` under those of the `columns` that fit the console and are not empty everywhere.
+
+    A line that is still too long is cut, or goes on beyond the edge if it has to be `whole`.
+    """
     kept = fitting_columns(columns, rows, console.width)
     heading = [Text(column.heading, style="dim") for column in columns]
     widths = {i: max(_width(row[i]) for row in (heading, *rows)) for i in kept}
@@ -32,7 +37,7 @@ def print_table(console: Console, columns: Sequence[Column], rows: Sequence[Sequ
         cells = (_aligned(row[i], widths[i], columns[i].justify) for i in kept)
         line = Text(" " * INDENT).append_text(Text(" " * GAP).join(cells))
         line.rstrip()
-        console.print(line, no_wrap=True, overflow="ellipsis")
+        console.print(line, no_wrap=True, overflow="ignore" if whole else "ellipsis", soft_wrap=whole)
 
 
 def fitting_columns(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:

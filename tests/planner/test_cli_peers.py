@@ -23,7 +23,7 @@ def test_the_answer_says_whose_file_it_is_and_what_would_fit(mistral, capsys):
     shown = capsys.readouterr()
     assert shown.out.startswith("No: mistralai/Mistral-7B-v0.1 on one T4")
     assert "read as: a file of Axolotl (version 0.19.0)" in shown.out
-    assert "keys: 28 understood, 13 without effect on memory, 1 off" in shown.out
+    assert "keys: 28 understood, 13 without effect on memory, 1 at the default" in shown.out
     assert "against it: flash_attention_2 has no kernels for T4; use sdpa" in shown.out
     assert "attn_implementation flash_attention_2 sdpa" in " ".join(shown.out.split())
     assert "--fix writes that to axolotl.yml" in shown.err
@@ -89,6 +89,29 @@ def test_strict_refuses_what_is_not_counted(mistral, capsys):
     assert "not counted: neftune_noise_alpha: 5" in capsys.readouterr().out
     assert main(["estimate", "axolotl.yml", "--gpu", "a100-80gb", "--strict"]) == 2
     assert "keys that are not in the estimate: neftune_noise_alpha" in capsys.readouterr().err
+
+
+def test_what_is_not_counted_stands_beside_a_verdict_that_it_could_turn(mistral, capsys):
+    text = mistral.read_text()
+    mistral.write_text(text + "lora_modules_to_save: [embed_tokens]\n")
+    assert main(["estimate", "axolotl.yml", "--gpu", "a100-80gb"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Tight: ")
+    assert "but: no plain yes: lora_modules_to_save may take more" in shown
+    assert main(["estimate", "axolotl.yml", "--gpu", "t4"]) == 1
+    assert ", and what lora_modules_to_save adds." in capsys.readouterr().out
+    mistral.write_text(text + "chunked_cross_entropy: true\n")
+    assert main(["estimate", "axolotl.yml", "--gpu", "8gb", "--set", "attn_implementation=sdpa"]) == 1
+    assert "but: no plain no: chunked_cross_entropy may take less" in capsys.readouterr().out
+    assert main(["estimate", "axolotl.yml", "--gpu", "a100-80gb"]) == 0
+    assert "but:" not in capsys.readouterr().out
+
+
+def test_a_changed_value_is_shown_whole(mistral, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shutil.copy(GOLDEN / "axolotl-llama-3-lora-8b.yml", "llama.yml")
+    assert main(["estimate", "llama.yml", "--gpu", "rtx-4090"]) == 1
+    assert "(not there)  [axolotl.integrations.liger.LigerPlugin]" in capsys.readouterr().out
 
 
 def test_knobs_of_the_command_line_come_before_keys_of_the_file(mistral, capsys):
