@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from inspect import signature
 from pathlib import Path
 
-from drawings import drawings
+from drawings import drawings, errors_picture
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from typer.testing import CliRunner
 
+from planner.asking.wishes import words
 from planner.cli import VERBS, application
 from planner.config.run_config import RunConfig
 from planner.config.run_file import SECTIONS
 from planner.units import GIB, format_count
+from planner.verbs import answers
 from planner.verbs.facts import find_gpus, find_models, find_recipes, num_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +27,12 @@ FROM_REPOSITORY = {
     "errors.md": "calibration/ERRORS.md",
     "methods.md": "trainer/METHODS.md",
     "faults.md": "trainer/FAULTS.md",
-    "peers.md": "planner/peers/README.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)]+)\)")
+EXIT_CODE = re.compile(r"^```console exit=\d+$", re.MULTILINE)
+"""What tests read of a block, and Markdown does not."""
+
+PICTURE = re.compile(r"!\[[^\]]*\]\(pictures/([\w-]+)\.svg\)(?!\{)")
 SUMMARY_ROWS = 12
 
 
@@ -39,15 +46,52 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "command-line.md": command_line_page(),
         **{name: from_repository(path) for name, path in FROM_REPOSITORY.items()},
     }
-    pictures = {f"pictures/{name}.svg": drawn for name, drawn in drawings().items()}
-    for name, content in (pages | pictures).items():
+    for name, content in (pages | {"inks.css": inks(), "pictures/errors.svg": errors_picture()}).items():
         files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the summary of the errors where a page asks for it."""
-    return markdown.replace("{{ errors_summary }}", errors_summary())
+    """Put what is made where a page asks for it."""
+    markdown = EXIT_CODE.sub("```console", markdown)
+    for asked, made in {"errors_summary": errors_summary, "parameters": parameters, "peers": peers_tables}.items():
+        markdown = markdown.replace(f"{{{{ {asked} }}}}", made())
+    return PICTURE.sub(in_the_page, markdown)
+
+
+def in_the_page(match: re.Match[str]) -> str:
+    """A picture that is drawn here as a part of the page, where it takes its colors; others as they are."""
+    picture = all_drawn().get(match[1])
+    return f'<div class="drawn">{picture}</div>' if picture else match[0]
+
+
+all_drawn = cache(drawings)
+
+
+def inks() -> str:
+    """The inks of pictures on a dark ground: those of `fitune serve`."""
+    style = (ROOT / "planner" / "serve" / "static" / "page.css").read_text(encoding="utf-8")
+    dark = style.partition(':root[data-theme="dark"] {')[2].partition("}")[0]
+    lines = [line.strip() for line in dark.splitlines() if line.strip().startswith("--ink-")]
+    return f'[data-md-color-scheme="slate"] {{ {" ".join(lines)} }}\n'
+
+
+def parameters() -> str:
+    """Every parameter of the verbs, with the verbs that take it."""
+    taken: dict[str, list[str]] = {}
+    said: dict[str, str] = {}
+    for verb in (answers.can, answers.plan, answers.estimate):
+        for name, given in signature(verb).parameters.items():
+            if name != "access":
+                taken.setdefault(name, []).append(verb.__name__)
+                said.setdefault(name, words(given.annotation))
+    return table(("parameter", "of", "what"), [(f"`{name}`", ", ".join(of), said[name]) for name, of in taken.items()])
+
+
+def peers_tables() -> str:
+    """What is shown of other trainers' files, without what is for those who work on the code."""
+    text = from_repository("planner/peers/README.md")
+    return text[text.index("## Written, read again") :]
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -142,7 +186,7 @@ def command_line_page() -> str:
 
 def from_repository(path: str) -> str:
     """A page that stands elsewhere in the repository, with links to what is no page as their words alone."""
-    pages = {source: name for name, source in FROM_REPOSITORY.items()}
+    pages = {source: name for name, source in FROM_REPOSITORY.items()} | {"planner/peers/README.md": "peers.md"}
     folder = (ROOT / path).parent
 
     def linked(match: re.Match[str]) -> str:

@@ -64,6 +64,20 @@ def test_the_errors_are_shown_with_a_picture(site):
     assert (site / "pictures" / "errors.svg").read_text().startswith("<?xml")
 
 
+def test_parameters_are_described_where_they_are_defined(site):
+    words = unescape(re.sub(r"<[^>]+>", " ", page(site, "python")))
+    assert "Tokens a row is cut to." in words
+    assert "Examples of one optimizer step." in words
+
+
+def test_blocks_and_pictures_are_written_as_such(site):
+    for html in site.rglob("*.html"):
+        assert "console exit=" not in html.read_text(encoding="utf-8"), html
+    memory = page(site, "memory")
+    assert memory.count('<div class="drawn"><svg') == 8
+    assert "--ink-weights: #" in (site / "inks.css").read_text(encoding="utf-8")
+
+
 def test_pictures_that_are_shown_are_there(site):
     for html in site.rglob("*.html"):
         for source in re.findall(r'<img[^>]+src="([^"#]+)', html.read_text(encoding="utf-8")):
