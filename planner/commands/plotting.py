@@ -18,5 +18,6 @@ def write_plot(answer: Plan | Prediction, path: Path | None) -> None:
     """Draw the memory of `answer` into the file that was asked for, if one was."""
     if path is not None:
         from planner.picture.picture_file import write_picture
+        from planner.picture.shapes import titled
 
-        write_picture(answer.picture, path)
+        write_picture(titled(answer.picture, answer.caption), path)

@@ -1,6 +1,6 @@
 """What a picture is made of: bars, lines and words in colors that have names. Sizes are in pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Ink = Literal[
@@ -89,6 +89,22 @@ class Picture:
     height: int
     shapes: tuple[Shape, ...]
     description: str
+
+
+TITLE_HEIGHT = 30
+
+
+def titled(picture: Picture, title: str) -> Picture:
+    """`picture` below a title, to be understood where it stands alone."""
+    moved = tuple(_lower(shape, TITLE_HEIGHT) for shape in picture.shapes)
+    words = Text(0, 16, title, size=14, bold=True)
+    return replace(picture, height=picture.height + TITLE_HEIGHT, shapes=(words, *moved))
+
+
+def _lower(shape: Shape, by: float) -> Shape:
+    if isinstance(shape, Line):
+        return replace(shape, y1=shape.y1 + by, y2=shape.y2 + by)
+    return replace(shape, y=shape.y + by)
 
 
 LETTER_WIDTH = 0.62

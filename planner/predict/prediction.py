@@ -100,13 +100,18 @@ class Prediction:
 
         return memory_picture(self.estimate, self.usable_bytes)
 
+    @property
+    def caption(self) -> str:
+        """The words above the picture."""
+        gpu = self.target.gpu.name if self.target.gpu else "this CPU"
+        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
+        return f"{self.verdict}: {self.target.name} on {gpu}, {self.config.method}, {size}"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from planner.picture.svg import figure
 
-        gpu = self.target.gpu.name if self.target.gpu else "this CPU"
-        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
-        return figure(f"{self.verdict}: {self.target.name} on {gpu}, {self.config.method}, {size}", self.picture)
+        return figure(self.caption, self.picture)
 
     @property
     def figures(self) -> dict[str, object]:

@@ -79,14 +79,19 @@ class Plan:
 
         return memory_picture(self.estimate, self.usable_bytes)
 
+    @property
+    def caption(self) -> str:
+        """The words above the picture."""
+        gpu = self.request.gpu.name if self.request.gpu else "this CPU"
+        method = self.config.method if self.config else self.request.method
+        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
+        return f"{self.verdict}: {self.request.model.hf_id} on {gpu}, {method}, {size}"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from planner.picture.svg import figure
 
-        gpu = self.request.gpu.name if self.request.gpu else "this CPU"
-        method = self.config.method if self.config else self.request.method
-        size = f"{format_bytes(self.estimate.process_bytes)} of {format_bytes(self.usable_bytes)}"
-        return figure(f"{self.verdict}: {self.request.model.hf_id} on {gpu}, {method}, {size}", self.picture)
+        return figure(self.caption, self.picture)
 
 
 def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> Plan:

@@ -86,6 +86,14 @@ def test_plot_writes_a_picture(argv, name, start, tmp_path, capsys):
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
+def test_a_plotted_picture_says_what_it_shows_without_moving_anything_else(tmp_path, capsys):
+    assert main(["estimate", "7b", "--gpu", "t4", "--method", "qlora", "--plot", str(tmp_path / "memory.svg")]) == 0
+    drawn = ET.fromstring((tmp_path / "memory.svg").read_text())  # noqa: S314
+    words = [text.text for text in drawn.iter(f"{SVG}text")]
+    assert QLORA.caption in words
+    assert words[1:] == [shape.words for shape in QLORA.picture.shapes if isinstance(shape, Text)]
+
+
 def test_plot_refuses_other_formats_and_folders_that_are_not_there(tmp_path, capsys):
     assert main(["plan", "7b", "--gpu", "t4", "--plot", "memory.jpeg"]) == 2
     assert "drawn as .svg or .png" in capsys.readouterr().err
