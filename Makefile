@@ -36,19 +36,19 @@ demo: install  ## ask for a 7B model on a T4, then plan and launch a tiny run on
 test: install lint typecheck  ## check style and types, then run all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 8
 
-bench: install  ## speed and memory as ratios: predicted to measured, ours to theirs, planning to its goals
-	@mkdir -p $(BENCH)
-	$(BIN)/python tests/benchmarks/planning_speed.py
-	@echo
-	$(BIN)/python -m tests.benchmarks.answer_time
-	@echo
-	$(BIN)/python -m calibration.residuals
-	@echo
-	$(BIN)/python -m calibration.fit
-	@echo
-	$(BIN)/python -m calibration.versus --output $(BENCH)/versus.jsonl
-	@echo
-	$(BIN)/python -m calibration.plan_quality --output $(BENCH)/plan-quality.jsonl
+bench: install  ## speed and memory as ratios, in some minutes: predicted to measured, ours to theirs, planning to its goals
+	@mkdir -p $(BENCH)/last
+	@echo "== How long planning and an answer take =="
+	@$(BIN)/python tests/benchmarks/planning_speed.py
+	@$(BIN)/python -m tests.benchmarks.answer_time
+	@echo && echo "== What was fitted: predicted against measured, on published runs =="
+	@$(BIN)/python -m calibration.fit
+	@echo && echo "== Our trainer beside plain TRL and plain Transformers, on this machine =="
+	@$(BIN)/python -m calibration.versus --output $(BENCH)/versus.jsonl
+	@echo && echo "== The planner's choice beside what it left, on this machine =="
+	@$(BIN)/python -m calibration.plan_quality --output $(BENCH)/plan-quality.jsonl
+	@# Interrupted, it goes on where it was; once through, it measures anew.
+	@mv -f $(BENCH)/*.jsonl $(BENCH)/last/
 
 evidence: install  ## print what shows that the predictions are right, with targets; FRESH=--fresh traces anew
 	$(BIN)/python -m tests.evidence $(FRESH)

@@ -7,14 +7,12 @@ precision, the fastest of each other way to keep activations and to the loss tha
 refused among them. Printed are the choice's tokens/s over the best of the grid, and predicted over measured step times.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 
-from calibration.measure import Order, ending, measure_all, own_gpu
+from calibration.measuring.benchmark import benchmark
 from calibration.measuring.grid import (
     CPU_STEPS,
     RANDOM_TOKENS,
@@ -25,12 +23,11 @@ from calibration.measuring.grid import (
     planned,
     tiny_model,
 )
-from calibration.measuring.measurement import Measurement, read_measurements
+from calibration.measuring.measurement import Measurement
 from planner.config.run_config import DataKnobs, RunConfig
 from planner.report.answer import method_words
 from planner.report.console import data_console
 from planner.report.document import print_json
-from planner.report.progress import busy
 from planner.report.table import Column, print_table
 from planner.search.ranking import search
 from planner.search.request import Request
@@ -69,13 +66,13 @@ ONLY_JUST = 1.05
 COLUMNS = (
     Column("model"),
     Column("memory", justify="right"),
-    Column("tokens", rank=4, justify="right"),
-    Column("chosen", rank=3),
+    Column("tokens", justify="right"),
+    Column("chosen", rank=4),
     Column("tokens/s", rank=1, justify="right"),
     Column("best", rank=2, justify="right"),
-    Column("of", rank=5, justify="right"),
+    Column("of", rank=3, justify="right"),
     Column("share", justify="right"),
-    Column("predicted/measured", rank=1, justify="right"),
+    Column("step time", rank=1, justify="right"),
 )
 
 
@@ -88,11 +85,16 @@ class Question:
     max_length: int
 
 
+Asked = tuple[Question, Sequence[Planned]]
+"""A question and its grid, the planner's choice first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a question: tokens/s of the choice and of the best of the grid, and of how many that ran.
+    """What came of a question: tokens/s of the choice and of the best of the grid, and of how many that were tried.
 
-    `step_ratios` are predicted over measured step times of all that ran, none on a CPU.
+    What met the end of memory has no tokens/s. `step_ratios` are predicted over measured step times of all that ran,
+    none on a CPU.
     """
 
     model: str
@@ -101,13 +103,13 @@ class Answer:
     chosen: str
     tokens_per_second: float
     best_tokens_per_second: float
-    measured: int
+    tried: int
     step_ratios: tuple[float, ...]
 
     @property
     def share(self) -> float:
         """Tokens/s of the choice over those of the best."""
-        return self.tokens_per_second / self.best_tokens_per_second
+        return self.tokens_per_second / self.best_tokens_per_second if self.best_tokens_per_second else 0.0
 
 
 def questions(gpu: GpuProfile | None) -> list[Question]:
@@ -135,7 +137,7 @@ def grid_of(question: Question, gpu: GpuProfile | None) -> list[Planned]:
     best = result.best.config
     others = [loser.config for loser in result.losers if _precision(loser.config) == _precision(best)]
     chosen = _planned(question, best, gpu)
-    return [chosen, *_different(chosen, _all_planned(question, others, gpu))] if chosen else []
+    return [chosen, *_different(_all_planned(question, others, gpu))] if chosen else []
 
 
 def _all_planned(question: Question, configs: Sequence[RunConfig], gpu: GpuProfile | None) -> Iterator[Planned]:
@@ -148,14 +150,16 @@ def _all_planned(question: Question, configs: Sequence[RunConfig], gpu: GpuProfi
             yield one
 
 
-def _different(chosen: Planned, others: Iterator[Planned]) -> list[Planned]:
-    """The fastest of each way to keep activations, to the loss, and verdict; of those the fastest."""
+def _different(others: Iterator[Planned]) -> list[Planned]:
+    """The fastest of each way to keep activations, to the loss, and verdict; of those the fastest.
+
+    Where no speed is known, as on a CPU, the largest micro-batch stands for the fastest.
+    """
     best: dict[object, Planned] = {}
-    for one in sorted(others, key=lambda one: one.seconds):
+    for one in sorted(others, key=lambda one: (one.seconds, -one.point.config.per_device_train_batch_size)):
         config = one.point.config
         best.setdefault((checkpointing(config), config.loss, one.prediction.verdict == "no"), one)
-    best.pop((checkpointing(chosen.point.config), chosen.point.config.loss, False), None)
-    return sorted(best.values(), key=lambda one: one.seconds)[: GRID - 1]
+    return list(best.values())[: GRID - 1]
 
 
 def _precision(config: RunConfig) -> tuple[object, ...]:
@@ -169,27 +173,33 @@ def _planned(question: Question, config: RunConfig, gpu: GpuProfile | None) -> P
     return planned(question.model, run, gpu, question.cap_bytes)
 
 
-def answers(asked: Sequence[tuple[Question, Sequence[Planned]]], measurements: Sequence[Measurement]) -> list[Answer]:
-    """Those of the questions whose choice was measured beside another one."""
+def grids(gpu: GpuProfile | None) -> list[Asked]:
+    """All questions with their grids."""
+    return [(question, grid_of(question, gpu)) for question in questions(gpu)]
+
+
+def answers(asked: Sequence[Asked], measurements: Sequence[Measurement]) -> list[Answer]:
+    """Those of the questions whose choice was tried beside another one."""
     by_id = {one.point.id: one for one in measurements}
     found = []
     for question, grid in asked:
-        ran = [
+        tried = [
             (one, measurement, speed)
             for one in grid
             if (measurement := by_id.get(one.point.id)) and (speed := _speed(measurement)) is not None
         ]
-        if len(ran) > 1 and ran[0][0] is grid[0]:
+        if len(tried) > 1 and tried[0][0] is grid[0]:
+            ratios = (_step_ratio(one, measurement) for one, measurement, speed in tried if speed)
             found.append(
                 Answer(
                     model=question.model.hf_id.rpartition("/")[2],
                     cap_bytes=question.cap_bytes,
                     max_length=question.max_length,
                     chosen=_words(grid[0].point.config),
-                    tokens_per_second=ran[0][2],
-                    best_tokens_per_second=max(speed for _, _, speed in ran),
-                    measured=len(ran),
-                    step_ratios=tuple(ratio for one, found, _ in ran if (ratio := _step_ratio(one, found)) is not None),
+                    tokens_per_second=tried[0][2],
+                    best_tokens_per_second=max(speed for _, _, speed in tried),
+                    tried=len(tried),
+                    step_ratios=tuple(ratio for ratio in ratios if ratio is not None),
                 )
             )
     return found
@@ -200,8 +210,11 @@ def _words(config: RunConfig) -> str:
 
 
 def _speed(measurement: Measurement) -> float | None:
-    measured = measurement.attempt.measured
-    return measured.tokens_per_second if measurement.attempt.outcome == "ran" and measured else None
+    """Tokens/s: none where memory ended, unknown where something else went wrong."""
+    attempt = measurement.attempt
+    if attempt.outcome == "ran" and attempt.measured:
+        return attempt.measured.tokens_per_second
+    return 0.0 if attempt.outcome == "out of memory" else None
 
 
 def _step_ratio(one: Planned, measurement: Measurement) -> float | None:
@@ -226,7 +239,7 @@ def print_answers(found: Sequence[Answer], *, as_json: bool) -> None:
     good = sum(one.share >= 0.95 for one in found)
     console.print(f"\n{good} of {len(found)} choices reach 95 % of the best of their grid; the least {least:.0%}")
     if error is not None:
-        console.print(f"step times, predicted against measured: median error {error:.1%}")
+        console.print(f"step time, predicted / measured: median error {error:.1%}")
 
 
 def _row(one: Answer) -> list[str]:
@@ -238,7 +251,7 @@ def _row(one: Answer) -> list[str]:
         one.chosen,
         f"{one.tokens_per_second:,.0f}",
         f"{one.best_tokens_per_second:,.0f}",
-        str(one.measured),
+        str(one.tried),
         f"{one.share:.0%}",
         f"{ratio:.2f}" if ratio else "-",
     ]
@@ -246,25 +259,10 @@ def _row(one: Answer) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print. Returns 0, or 1 where no choice could be measured beside another one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m calibration.plan_quality", description=(__doc__ or "").splitlines()[0]
+    about = (__doc__ or "").splitlines()[0]
+    return benchmark(
+        argv, "plan_quality", about, ask=grids, points_of=lambda one: one[1], find=answers, tell=print_answers
     )
-    parser.add_argument("--minutes", type=float, default=4.0, help="begin no run that would end later")
-    parser.add_argument("--output", type=Path, default=Path("plan-quality.jsonl"), help="records; kept runs count")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
-    return ending(lambda: _run(arguments), as_json=arguments.json)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    gpu = own_gpu()
-    with busy("planning"):
-        asked = [(question, grid_of(question, gpu)) for question in questions(gpu)]
-    points = [one for _, grid in asked for one in grid]
-    measure_all(points, gpu, Order(arguments.minutes, arguments.output, traces=False))
-    found = answers(asked, read_measurements(arguments.output))
-    print_answers(found, as_json=arguments.json)
-    return 0 if found else 1
 
 
 if __name__ == "__main__":

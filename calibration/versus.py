@@ -6,16 +6,14 @@ Prints ratios: tokens/s ours over theirs, peak memory ours over theirs, predicte
 configuration with both ways to the loss: that of TRL (fused) and that of Transformers (full).
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, get_args
 
-from calibration.measure import Order, ending, measure_all, own_gpu
+from calibration.measuring.benchmark import benchmark
 from calibration.measuring.grid import CPU_STEPS, RANDOM_TOKENS, STEPS, Planned, planned, tiny_model
-from calibration.measuring.measurement import Contender, Measurement, read_measurements
+from calibration.measuring.measurement import Contender, Measurement
 from planner.config.run_config import DataKnobs, LoraKnobs, LossPath, RunConfig
 from planner.report.console import data_console
 from planner.report.document import print_json
@@ -38,28 +36,27 @@ QUESTIONS: tuple[tuple[str, str, int, int], ...] = (
 """Model, method, rows at once and tokens a row."""
 
 COLUMNS = (
-    Column("model"),
-    Column("method", rank=2),
-    Column("batch", rank=5, justify="right"),
+    Column("run"),
     Column("against"),
+    Column("speed", justify="right"),
+    Column("memory", justify="right"),
     Column("tokens/s", rank=3, justify="right"),
     Column("theirs", rank=4, justify="right"),
-    Column("speed ratio", justify="right"),
-    Column("peak", rank=6, justify="right"),
-    Column("theirs", rank=7, justify="right"),
-    Column("memory ratio", justify="right"),
-    Column("predicted/measured", rank=1, justify="right"),
-    Column("theirs", rank=8, justify="right"),
+    Column("peak", rank=5, justify="right"),
+    Column("theirs", rank=6, justify="right"),
+    Column("predicted", rank=1, justify="right"),
+    Column("theirs", rank=2, justify="right"),
 )
+
+Pair = tuple[Planned, Planned]
+"""The same run in our trainer and in theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Duel:
     """Our run and that of another trainer: tokens/s, peaks of live tensors in bytes, and predicted over measured."""
 
-    model: str
-    method: str
-    batch: str
+    run: str
     against: Contender
     tokens_per_second: float
     their_tokens_per_second: float
@@ -79,35 +76,31 @@ class Duel:
         return self.peak_bytes / self.their_peak_bytes
 
 
-def points(gpu: GpuProfile | None) -> list[Planned]:
-    """What is measured: for each question and loss our trainer and then theirs, so that both meet the same card."""
+def pairs(gpu: GpuProfile | None) -> list[Pair]:
+    """What is measured: each run with the loss of another trainer, first by ours, then by that one."""
     found = []
     for model, config in _runs(gpu):
         for contender, loss in LOSS_OF.items():
             same = config.model_copy(update={"loss": loss})
-            found += [planned(model, same, gpu, trainer=who) for who in ("fitune", contender)]
-    return [one for one in found if one is not None and (gpu is None or one.prediction.verdict == "fits")]
+            ours, theirs = (planned(model, same, gpu, trainer=who) for who in ("fitune", contender))
+            if ours and theirs and (gpu is None or {ours.prediction.verdict, theirs.prediction.verdict} == {"fits"}):
+                found.append((ours, theirs))
+    return found
 
 
-def duels(points: Sequence[Planned], measured: Sequence[Measurement]) -> list[Duel]:
+def duels(pairs: Sequence[Pair], measured: Sequence[Measurement]) -> list[Duel]:
     """Those of which both runs were measured."""
     by_id = {one.point.id: one for one in measured if one.attempt.outcome == "ran"}
-    ours = {one.point.config: by_id.get(one.point.id) for one in points if one.point.trainer == "fitune"}
-    found = []
-    for one in points:
-        own, other = ours.get(one.point.config), by_id.get(one.point.id)
-        if one.point.trainer != "fitune" and own is not None and other is not None:
-            found.append(_duel(own, other))
-    return found
+    both = ((by_id.get(ours.point.id), by_id.get(theirs.point.id)) for ours, theirs in pairs)
+    return [_duel(ours, theirs) for ours, theirs in both if ours and theirs]
 
 
 def _duel(own: Measurement, other: Measurement) -> Duel:
     config = own.point.config
     (tokens, peak, predicted), (their_tokens, their_peak, their_predicted) = map(_figures, (own, other))
+    words = (config.model.rpartition("/")[2], config.method, config.quantization or config.dtype)
     return Duel(
-        model=config.model.rpartition("/")[2],
-        method=f"{config.method} {config.quantization or config.dtype}",
-        batch=f"{config.per_device_train_batch_size} x {config.max_length}",
+        run=f"{' '.join(words)} {config.per_device_train_batch_size} x {config.max_length}",
         against=other.point.trainer,
         tokens_per_second=tokens,
         their_tokens_per_second=their_tokens,
@@ -162,26 +155,25 @@ def print_duels(found: Sequence[Duel], *, as_json: bool) -> None:
         return
     rows = [
         [
-            one.model,
-            one.method,
-            one.batch,
+            one.run,
             one.against,
+            f"{one.speed_ratio:.2f}",
+            f"{one.memory_ratio:.3f}",
             f"{one.tokens_per_second:,.0f}",
             f"{one.their_tokens_per_second:,.0f}",
-            f"{one.speed_ratio:.2f}",
             format_bytes(one.peak_bytes),
             format_bytes(one.their_peak_bytes),
-            f"{one.memory_ratio:.3f}",
             f"{one.predicted_ratio:.3f}",
             f"{one.their_predicted_ratio:.3f}",
         ]
         for one in found
     ]
     console = data_console()
-    if rows:
-        print_table(console, COLUMNS, rows)
-    else:
+    if not rows:
         console.print("no pair of runs was measured")
+        return
+    print_table(console, COLUMNS, rows)
+    console.print("\nspeed and memory: ours / theirs; predicted: memory, predicted / measured, ours and theirs")
 
 
 def _as_data(one: Duel) -> dict[str, Any]:
@@ -190,21 +182,8 @@ def _as_data(one: Duel) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print. Returns 0, or 1 where no pair of runs could be measured."""
-    parser = argparse.ArgumentParser(prog="python -m calibration.versus", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=4.0, help="begin no run that would end later")
-    parser.add_argument("--output", type=Path, default=Path("versus.jsonl"), help="file of records; kept runs count")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args(argv)
-    return ending(lambda: _run(arguments), as_json=arguments.json)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    gpu = own_gpu()
-    asked = points(gpu)
-    measure_all(asked, gpu, Order(arguments.minutes, arguments.output, traces=False))
-    found = duels(asked, read_measurements(arguments.output))
-    print_duels(found, as_json=arguments.json)
-    return 0 if found else 1
+    about = (__doc__ or "").splitlines()[0]
+    return benchmark(argv, "versus", about, ask=pairs, points_of=lambda pair: pair, find=duels, tell=print_duels)
 
 
 if __name__ == "__main__":

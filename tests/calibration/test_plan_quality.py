@@ -7,7 +7,7 @@ import pytest
 
 from calibration.measuring.grid import checkpointing
 from calibration.measuring.measurement import Attempt, Expected, Measurement
-from calibration.plan_quality import Question, answers, grid_of, print_answers, questions
+from calibration.plan_quality import ROWS, Question, answers, grid_of, print_answers, questions
 from planner.records.run_record import Measured, Prediction
 from planner.units import GIB
 from profiles.gpu_catalog import find_gpu
@@ -53,8 +53,15 @@ def test_the_choice_of_the_planner_comes_first_and_fits(grid):
 def test_others_of_the_grid_train_the_same_in_another_way(grid):
     configs = [one.point.config for one in grid]
     assert len({(c.method, c.quantization, c.dtype, c.optim, c.max_length) for c in configs}) == 1
-    ways = [(checkpointing(c), c.loss, one.prediction.verdict == "no") for c, one in zip(configs, grid, strict=True)]
+    others = list(zip(configs, grid, strict=True))[1:]
+    ways = [(checkpointing(c), c.loss, one.prediction.verdict == "no") for c, one in others]
     assert len(set(ways)) == len(ways)
+    assert len(set(configs)) == len(configs)
+
+
+def test_on_a_cpu_the_others_are_no_smaller_batches_for_lack_of_a_speed():
+    sizes = {one.point.config.per_device_train_batch_size for one in grid_of(questions(None)[0], None)}
+    assert sizes == {ROWS}
 
 
 def test_points_stay_within_the_memory_of_the_question(grid):
@@ -69,14 +76,20 @@ def test_the_share_is_that_of_the_fastest_that_ran(grid):
     ]
     (answer,) = answers([(QUESTION, grid)], measured)
     assert answer.share == pytest.approx(0.9)
-    assert answer.measured == 2
+    assert answer.tried == 3
     assert answer.step_ratios == pytest.approx((1.25, 1.25))
 
 
 def test_a_choice_that_was_not_measured_has_no_share(grid):
     assert answers([(QUESTION, grid)], [measurement(one, 1.0) for one in grid[1:]]) == []
-    failed = [measurement(grid[0], 1.0, outcome="out of memory"), *(measurement(one, 1.0) for one in grid[1:])]
+    failed = [measurement(grid[0], 1.0, outcome="failed"), *(measurement(one, 1.0) for one in grid[1:])]
     assert answers([(QUESTION, grid)], failed) == []
+
+
+def test_a_choice_that_met_the_end_of_memory_has_a_share_of_nothing(grid):
+    ended = [measurement(grid[0], None, outcome="out of memory"), *(measurement(one, 1.0) for one in grid[1:])]
+    (answer,) = answers([(QUESTION, grid)], ended)
+    assert answer.share == 0
 
 
 def test_what_is_printed_says_how_many_choices_are_good(grid, capsys):

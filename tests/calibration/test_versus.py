@@ -14,11 +14,11 @@ from profiles.gpu_catalog import find_gpu
 
 
 def test_ours_and_theirs_follow_each_other_at_the_same_configuration():
-    found = versus.points(find_gpu("h100"))
-    for ours, theirs in zip(found[::2], found[1::2], strict=True):
+    found = versus.pairs(find_gpu("h100"))
+    for ours, theirs in found:
         assert (ours.point.trainer, ours.point.config) == ("fitune", theirs.point.config)
         assert versus.LOSS_OF[theirs.point.trainer] == theirs.point.config.loss
-    assert len(found) == 2 * len(versus.QUESTIONS) * len(versus.LOSS_OF)
+    assert len(found) == len(versus.QUESTIONS) * len(versus.LOSS_OF)
 
 
 def made_up(planned, tokens_per_second, peak):
@@ -31,8 +31,8 @@ def made_up(planned, tokens_per_second, peak):
 
 
 def test_ratios_are_ours_over_theirs(capsys):
-    ours, theirs = versus.points(None)[:2]
-    (duel,) = versus.duels([ours, theirs], [made_up(ours, 300.0, 80), made_up(theirs, 200.0, 100)])
+    ours, theirs = versus.pairs(None)[0]
+    (duel,) = versus.duels([(ours, theirs)], [made_up(ours, 300.0, 80), made_up(theirs, 200.0, 100)])
     assert (duel.speed_ratio, duel.memory_ratio) == pytest.approx((1.5, 0.8))
     versus.print_duels([duel], as_json=False)
     assert {"trl", "1.50", "0.800"} <= set(capsys.readouterr().out.split())
@@ -41,8 +41,8 @@ def test_ratios_are_ours_over_theirs(capsys):
 
 
 def test_a_run_that_has_no_rival_is_no_duel():
-    ours, theirs = versus.points(None)[:2]
-    assert versus.duels([ours, theirs], [made_up(ours, 300.0, 80)]) == []
+    ours, theirs = versus.pairs(None)[0]
+    assert versus.duels([(ours, theirs)], [made_up(ours, 300.0, 80)]) == []
 
 
 @pytest.mark.slow
