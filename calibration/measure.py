@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,8 @@ from calibration.measuring.measurement import (
     Expected,
     Measurement,
     append_measurement,
-    drop_torn_line,
     read_measurements,
+    record_file,
     stored_run,
 )
 from calibration.measuring.measuring_process import MeasuringProcess
@@ -39,6 +39,9 @@ from profiles.gpu import GIB, GpuProfile
 from profiles.gpu_catalog import find_gpu
 
 RECORDS = Path(__file__).with_name("records")
+CHECKOUT = RECORDS.parent.with_name("pyproject.toml").exists()
+"""Whether this is the project's own folder, and not that of an installed package."""
+
 CAP = re.compile(r"(?P<gib>\d+(\.\d+)?)\s*gi?b?", re.IGNORECASE)
 LIMIT_SECONDS = 150.0
 """A point that takes longer is given up; those of the grid are expected to take a sixth of that."""
@@ -81,31 +84,46 @@ def points_for(gpu: GpuProfile | None, caps: Sequence[int]) -> list[Planned]:
 def measure_all(points: Sequence[Planned], gpu: GpuProfile | None, order: Order) -> list[Measurement]:
     """Measure `points` in their order until the time is up, and tell each on stderr.
 
-    Those that the file has already are left out.
+    Those that the file has already are left out. Raises InputError or RunError for a file that cannot be written.
     """
     check_tracer("measuring")
-    order.output.parent.mkdir(parents=True, exist_ok=True)
-    drop_torn_line(order.output)
-    known = {one.point.id for one in read_measurements(order.output)}
-    rest = [one for one in points if one.point.id not in known]
+    with record_file(order.output) as file:
+        known = {one.point.id for one in read_measurements(order.output)}
+        rest = [one for one in points if one.point.id not in known]
+        if len(rest) < len(points):
+            sys.stderr.write(f"{len(points) - len(rest)} of {len(points)} points are in {order.output} already\n")
+        found: list[Measurement] = []
+        try:
+            for measurement in _measure(rest, gpu, order):
+                append_measurement(measurement, file)
+                found.append(measurement)
+                teach(measurement, gpu)
+                # The bar moves aside for what is written to the stream itself, not for another console.
+                sys.stderr.write(line(measurement) + "\n")
+        except KeyboardInterrupt:
+            sys.stderr.write(
+                f"stopped; {order.output} has what was measured, and the same command goes on from there\n"
+            )
+            raise
+        if len(found) < len(rest):
+            sys.stderr.write(f"{len(rest) - len(found)} points are left for another {order.minutes:g} minutes\n")
+    return found
+
+
+def _measure(points: Sequence[Planned], gpu: GpuProfile | None, order: Order) -> Iterator[Measurement]:
+    """Those of `points` for which there is time."""
     deadline = time.monotonic() + 60 * order.minutes
-    found: list[Measurement] = []
-    beside = SECONDS_BESIDE_STEPS
+    done, beside = 0, SECONDS_BESIDE_STEPS
     with MeasuringProcess(LIMIT_SECONDS) as process, progress_bar("measuring") as progress:
-        for one in rest:
+        for one in points:
             began = time.monotonic()
             if began + one.seconds + beside > deadline:
                 # A shorter one may still fit.
                 continue
-            measurement = _measured(one, gpu, process, order.traces)
-            append_measurement(measurement, order.output)
-            found.append(measurement)
-            teach(measurement, gpu)
-            beside += (max(0, time.monotonic() - began - one.seconds) - beside) / (len(found) + 1)
-            # The bar moves aside for what is written to the stream itself, not for another console.
-            sys.stderr.write(line(measurement) + "\n")
-            progress(max(1 - (deadline - time.monotonic()) / (60 * order.minutes), len(found) / len(rest)))
-    return found
+            yield _measured(one, gpu, process, order.traces)
+            done += 1
+            beside += (max(0, time.monotonic() - began - one.seconds) - beside) / (done + 1)
+            progress(max(1 - (deadline - time.monotonic()) / (60 * order.minutes), done / len(points)))
 
 
 def teach(measurement: Measurement, gpu: GpuProfile | None) -> None:
@@ -172,7 +190,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print_grid(points, gpu, as_json=arguments.json)
         return 0
-    output = arguments.output or RECORDS / f"{_file_name(gpu)}.jsonl"
+    output = arguments.output or (RECORDS if CHECKOUT else Path()) / f"{_file_name(gpu)}.jsonl"
     found = measure_all(points, gpu, Order(arguments.minutes, output, arguments.trace))
     print_summary(found, output, as_json=arguments.json)
     return 0 if not found or any(one.attempt.outcome != "failed" for one in found) else 1
@@ -198,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m calibration.measure", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="begin no point that would end later")
     parser.add_argument("--cap", action="append", default=[], help="memory the process may take, such as 15GB")
-    parser.add_argument("--output", type=Path, help="file of records; default: calibration/records/CARD.jsonl")
+    parser.add_argument("--output", type=Path, help="file of records; default: CARD.jsonl")
     parser.add_argument("--trace", action="store_true", help="predict each point by a trace as well")
     parser.add_argument("--list", action="store_true", help="print what would be measured")
     parser.add_argument("--gpu", help="card to list for")

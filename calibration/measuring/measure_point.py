@@ -6,8 +6,11 @@ begins in a new one.
 """
 
 import contextlib
+import ctypes
 import gc
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +36,9 @@ from trainer.loop.probe import Example, longest_examples
 from trainer.run import find_device, quiet_libraries
 from trainer.run_folder.environment import environment
 from trainer.supervisor.faults import Where, explain
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2), linux/prctl.h."""
 
 
 class Measuring:
@@ -197,7 +203,15 @@ def serve(questions: TextIO, answers: TextIO) -> None:
             return
 
 
+def end_with(parent: int) -> None:
+    """Be killed when `parent`, the process that asks, is gone: to train on would spoil the next measurement."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
 if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
     own_stdout = sys.stdout
     # Whatever a library prints is no answer.
     with contextlib.redirect_stdout(sys.stderr):

@@ -1,6 +1,10 @@
 """A measured training step: one line of JSON, complete enough to be compared with any prediction. Needs no torch."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +14,7 @@ from planner.config.run_config import RunConfig
 from planner.memory.verdict import Verdict
 from planner.records.run_record import Environment, Measured, Prediction, Result, RunRecord, StoredRun
 from planner.step.step_spec import StepSpec
-from profiles.errors import InputError
+from profiles.errors import InputError, RunError
 from profiles.model import ModelProfile
 
 Contender = Literal["fitune", "trl", "transformers"]
@@ -107,12 +111,39 @@ def stored_run(measurement: Measurement, card: str) -> StoredRun | None:
     return StoredRun(record, point.model, card, "calibration")
 
 
-def append_measurement(measurement: Measurement, path: Path) -> None:
-    """Add a line to the file, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(measurement.model_dump_json() + "\n")
-        file.flush()
+@contextmanager
+def record_file(path: Path) -> Iterator[FileIO]:
+    """The file of records, to append to by this process alone; a last line without an end is cut off.
+
+    Raises InputError where it cannot be written, or another process measures into it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without a buffer, which would be written again, in vain, when the file of a full disk is closed.
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint="name another file by --output") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process measures into {path}", hint="wait for its end") from None
+        drop_torn_line(path)
+        yield file
+
+
+def append_measurement(measurement: Measurement, file: FileIO) -> None:
+    """Add a line to `file`, on disk when this returns. Raises RunError where the disk is full or gone."""
+    try:
+        rest = measurement.model_dump_json().encode() + b"\n"
+        while rest:
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
+    except OSError as error:
+        raise RunError(
+            f"{file.name} cannot be written: {error.strerror}",
+            hint="make room, and start again: what is in the file is not measured again",
+        ) from error
 
 
 def read_measurements(path: Path) -> list[Measurement]:

@@ -72,7 +72,7 @@ class MeasuringProcess:
         self._words.seek(0)
         self._words.truncate()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MEASURER],
+            [sys.executable, "-m", MEASURER, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

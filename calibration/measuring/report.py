@@ -71,7 +71,8 @@ def line(measurement: Measurement) -> str:
     point, attempt = measurement.point, measurement.attempt
     config, measured = point.config, attempt.measured
     who = f"plain {point.trainer}: " if point.trainer != "fitune" else ""
-    words = f"{who}{_model(config)} {_method(config)} {config.objective} {_batch(config)}"
+    way = f"checkpoints {checkpointing(config)}, {config.loss} loss"
+    words = f"{who}{_model(config)} {_method(config)} {config.objective} {_batch(config)}, {way}"
     if point.cap_bytes:
         words += f" in {format_bytes(point.cap_bytes)}, said {measurement.expected.verdict}"
     if attempt.outcome == "failed":
@@ -106,7 +107,7 @@ def print_summary(found: Sequence[Measurement], output: Path, *, as_json: bool) 
         return
     console = data_console()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    said = f"\n{counts}; appended to {output}" if found else f"{output} has all points already, or no time was left"
+    said = f"\n{counts}; appended to {output}" if found else f"nothing was added to {output}"
     console.print(said, soft_wrap=True)
     if median is not None:
         console.print(f"allocated memory, closed form against measured: median error {median:.1%}")

@@ -1,12 +1,12 @@
 """`fitune calibrate`: measure training steps on this machine's card, beside what is predicted of them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from planner.commands.launch import run_process
 from planner.commands.options import Json
 from profiles.errors import InputError
 
@@ -29,7 +29,7 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="Where records are appended; points that are in it are not measured again.",
-        show_default="calibration/records/CARD.jsonl",
+        show_default="CARD.jsonl, in calibration/records of a checkout",
     ),
 ]
 Trace = Annotated[
@@ -76,4 +76,5 @@ def calibrate(
     argv += ["--output", str(output)] if output else []
     argv += ["--gpu", gpu] if gpu else []
     argv += ["--trace"] * trace + ["--list"] * list_only + ["--json"] * json
-    return run_process(argv)
+    # Measuring takes this process over: signals reach it, and no end of this one leaves it behind.
+    os.execv(sys.executable, argv)  # noqa: S606 - our own module

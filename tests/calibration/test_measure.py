@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -7,20 +8,28 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from calibration.measure import main, parse_cap
 from calibration.measuring.grid import capped_grid, cpu_grid, grid, planned, values_shown
-from calibration.measuring.measurement import read_measurements
+from calibration.measuring.measurement import (
+    Attempt,
+    Expected,
+    Measurement,
+    append_measurement,
+    read_measurements,
+    record_file,
+)
 from calibration.measuring.measuring_process import MeasuringProcess
-from calibration.versus import duels, points
+from calibration.versus import duels, pairs
 from planner.records.experience import Experience
+from planner.records.run_record import Prediction
 from planner.records.run_store import recall
 from planner.units import GIB, MIB
 from profiles.detect import detect_gpu
-from profiles.errors import EnvironmentFault, InputError
+from profiles.errors import EnvironmentFault, InputError, RunError
 from profiles.gpu_catalog import find_gpu
 
 H200 = find_gpu("h200")
@@ -51,18 +60,19 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.measure.detect_gpu", _no_gpu)
         patch.setenv("FITUNE_STORE", str(path.with_name("runs.db")))
-        patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual, *two_duels()])
+        patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual, *itertools.chain(*two_pairs())])
         assert main(["--output", str(path), "--minutes", "5"]) == 0
     return path
 
 
-def two_duels():
+def two_pairs():
     """Our trainer and plain TRL, our trainer and plain Transformers: one run each, of two steps."""
-    found = []
-    for one in points(None)[:4]:
-        config = one.point.config.model_copy(update={"max_steps": 2})
-        found.append(planned(one.point.model, config, None, trainer=one.point.trainer))
-    return found
+    return [tuple(map(shorter, pair)) for pair in pairs(None)[:2]]
+
+
+def shorter(one):
+    config = one.point.config.model_copy(update={"max_steps": 2})
+    return planned(one.point.model, config, None, trainer=one.point.trainer)
 
 
 def _no_gpu():
@@ -75,10 +85,10 @@ def test_points_of_the_grid_fit_the_card(drawn):
 
 
 def test_the_first_points_show_more_than_the_last(drawn):
-    def pairs(points):
-        return {pair for one in points for pair in combinations(values_shown(one.point.config), 2)}
+    def shown(points):
+        return {pair for one in points for pair in itertools.combinations(values_shown(one.point), 2)}
 
-    assert len(pairs(drawn[:15])) > len(pairs(drawn[-15:]))
+    assert len(shown(drawn[:15])) > len(shown(drawn[-15:]))
 
 
 def test_a_grid_is_the_same_each_time(drawn):
@@ -120,7 +130,7 @@ def test_points_are_trained_and_stand_beside_their_prediction(measured):
 
 @pytest.mark.slow
 def test_the_same_run_takes_the_same_memory_in_each_trainer(measured):
-    found = duels(two_duels(), read_measurements(measured))
+    found = duels(two_pairs(), read_measurements(measured))
     assert [one.against for one in found] == ["trl", "transformers"]
     for one in found:
         assert one.memory_ratio == pytest.approx(1, abs=0.01)
@@ -184,12 +194,58 @@ def test_ctrl_c_ends_it_without_a_trace(tmp_path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not output.parent.exists() and time.monotonic() < deadline:
+    while not output.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "", "")
-    assert not output.exists()
+    assert (process.returncode, out) == (130, "")
+    assert err == f"stopped; {output} has what was measured, and the same command goes on from there\n"
+    assert output.read_text() == ""
+
+
+def test_two_do_not_measure_into_one_file(tmp_path, capsys):
+    path = tmp_path / "cpu.jsonl"
+    with record_file(path):
+        assert main(["--output", str(path)]) == 2
+    assert f"another process measures into {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", [".", "/proc/nowhere/cpu.jsonl"], ids=["folder", "nowhere"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(output, capsys):
+    assert main(["--output", output]) == 2
+    assert f"{output} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told():
+    point = cpu_grid()[0]
+    one = Measurement(
+        time="2026-11-28T00:00:00+00:00",
+        point=point.point,
+        expected=Expected(closed_form=Prediction.model_validate(point.prediction.figures), verdict=None),
+        attempt=Attempt(outcome="ran"),
+    )
+    with (
+        Path("/dev/full").open("ab", buffering=0) as file,
+        pytest.raises(RunError, match="/dev/full cannot be written: No space"),
+    ):
+        append_measurement(one, file)
+
+
+@pytest.mark.slow
+def test_a_process_that_measures_ends_with_the_one_that_asks():
+    asks = "from calibration.measuring.grid import cpu_grid; from calibration.measuring.measuring_process import MeasuringProcess\n"
+    asks += "one = cpu_grid()[0].point\n"
+    asks += "long = one.model_copy(update={'config': one.config.model_copy(update={'max_steps': 10**6})})\n"
+    asks += "with MeasuringProcess(60) as process: print(process._start(long).pid, flush=True); process.attempt(long)"
+    parent = subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE, text=True)
+    measurer = Path("/proc") / parent.stdout.readline().strip() / "cmdline"
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while measurer.exists() and b"measure_point" in measurer.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.gpu
