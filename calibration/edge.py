@@ -8,19 +8,21 @@ of the cap, which says whether it would run. That holds the closed form to the s
 """
 
 import argparse
+import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, get_args
 
 from calibration.measure import ending, parse_cap
-from calibration.measuring.grid import Planned, capped_grid
+from calibration.measuring.grid import Planned, capped, capped_grid, checkpointing
 from calibration.measuring.measurement import Measurement, read_measurements
+from planner.config.run_config import RunConfig
 from planner.memory.verdict import Verdict
+from planner.predict.prediction import Target, predict
 from planner.report.answer import method_words
 from planner.report.console import data_console
 from planner.report.document import print_json
@@ -30,16 +32,19 @@ from planner.units import format_bytes
 from profiles.errors import FituneError, InputError
 from profiles.gpu import GpuProfile
 from profiles.gpu_catalog import find_gpu
+from profiles.model_catalog import find_model
 
-By = Literal["simulation", "measurement"]
+SIMULATED = Path(__file__).with_name("records") / "edge-simulated.json"
+"""What this printed as JSON."""
 
 CAPS = ("15GB", "24GB", "40GB", "80GB")
-DRAWS = 24
 COLUMNS = (
     Column("memory", justify="right"),
     Column("model"),
     Column("method", rank=2),
     Column("batch", rank=1, justify="right"),
+    Column("checkpoints", rank=4),
+    Column("attention", rank=5),
     Column("needs", rank=3, justify="right"),
     Column("said"),
     Column("did it run?"),
@@ -48,24 +53,57 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One point near a limit: what was said of it, and whether it ran."""
+    """One run near a limit: what is said of it, and whether it ran."""
 
     cap_bytes: int
-    model: str
-    method: str
-    batch: str
+    config: RunConfig
     process_bytes: int
     said: Verdict
     ran: bool
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Memory, model, method, batch, checkpoints and attention, what it needs, what is said, and what came of it."""
+        config = self.config
+        return (
+            format_bytes(self.cap_bytes),
+            config.model.rpartition("/")[2],
+            method_words(config),
+            f"{config.per_device_train_batch_size} x {config.max_length}",
+            checkpointing(config),
+            config.attn_implementation,
+            format_bytes(self.process_bytes),
+            self.said,
+            "yes" if self.ran else "out of memory",
+        )
+
 
 def measured_edges(measurements: Sequence[Measurement]) -> list[Edge]:
-    """The capped points of records that ran or met the end of memory."""
+    """The capped points of records that ran or met the end of memory, with what was said of them."""
     return [
-        _edge(one.point.cap_bytes, one, one.expected.verdict, one.attempt.outcome == "ran")
+        Edge(
+            one.point.cap_bytes,
+            one.point.config,
+            one.expected.closed_form.process_bytes or 0,
+            one.expected.verdict,
+            one.attempt.outcome == "ran",
+        )
         for one in measurements
         if one.point.cap_bytes and one.expected.verdict and one.attempt.outcome != "failed"
     ]
+
+
+def shipped_edges() -> tuple[str, list[Edge]]:
+    """When the shipped points were simulated, and what is said of them now."""
+    document = json.loads(SIMULATED.read_text("utf-8"))
+    gpu = find_gpu(document["gpu"])
+    return document["time"], [_judged(row, gpu) for row in document["edges"]]
+
+
+def _judged(row: dict[str, Any], gpu: GpuProfile) -> Edge:
+    config = RunConfig.model_validate(row["config"])
+    said = predict(config, Target(find_model(config.model), capped(gpu, row["cap_bytes"])))
+    return Edge(row["cap_bytes"], config, said.estimate.process_bytes, said.verdict, row["ran"])
 
 
 def simulated_edges(points: Sequence[Planned], gpu: GpuProfile, minutes: float) -> list[Edge]:
@@ -80,16 +118,17 @@ def simulated_edges(points: Sequence[Planned], gpu: GpuProfile, minutes: float) 
             if time.monotonic() > deadline:
                 break
             try:
-                ran = _runs(one, gpu)
+                ran = runs_in_simulation(one, gpu)
             except FituneError as error:
                 sys.stderr.write(f"left out: {one.point.config.model}: {error.message}\n")
                 continue
-            found.append(_simulated(one, ran))
+            estimate, said = one.prediction.estimate, one.prediction.verdict
+            found.append(Edge(one.point.cap_bytes or 0, one.point.config, estimate.process_bytes, said, ran))
             progress((number + 1) / len(points))
     return found
 
 
-def _runs(one: Planned, gpu: GpuProfile) -> bool:
+def runs_in_simulation(one: Planned, gpu: GpuProfile) -> bool:
     """Whether the replay of the traced step ends within what the cap leaves to the allocator."""
     # torch takes seconds to import, and records need none of it.
     from calibration.allocator.caching import Settings
@@ -104,64 +143,44 @@ def _runs(one: Planned, gpu: GpuProfile) -> bool:
     return replay(with_loading(stream, point.step), settings).out_of_memory is None
 
 
-def _simulated(one: Planned, ran: bool) -> Edge:
-    config = one.point.config
-    return Edge(
-        cap_bytes=one.point.cap_bytes or 0,
-        model=config.model.rpartition("/")[2],
-        method=method_words(config),
-        batch=f"{config.per_device_train_batch_size} x {config.max_length}",
-        process_bytes=one.prediction.estimate.process_bytes,
-        said=one.prediction.verdict,
-        ran=ran,
-    )
-
-
-def _edge(cap_bytes: int, one: Measurement, said: Verdict, ran: bool) -> Edge:
-    config = one.point.config
-    return Edge(
-        cap_bytes=cap_bytes,
-        model=config.model.rpartition("/")[2],
-        method=method_words(config),
-        batch=f"{config.per_device_train_batch_size} x {config.max_length}",
-        process_bytes=one.expected.closed_form.process_bytes or 0,
-        said=said,
-        ran=ran,
-    )
-
-
-def print_edges(edges: Sequence[Edge], by: By, *, as_json: bool) -> None:
-    """Print each point, and how often what was said came true."""
-    counts = Counter((edge.said, edge.ran) for edge in edges)
+def print_edges(edges: Sequence[Edge], gpu: GpuProfile | None, *, as_json: bool) -> None:
+    """Print each point, and how often what was said came true. `gpu` is the card that was only simulated."""
+    counts = said_and_ran(edges)
     if as_json:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        totals = {said: {"ran": counts[said, True], "out_of_memory": counts[said, False]} for said in get_args(Verdict)}
-        print_json({"by": by, "time": now, "edges": [asdict(edge) for edge in edges], "verdicts": totals})
+        print_json(
+            {
+                "by": "simulation" if gpu else "measurement",
+                "gpu": gpu.name if gpu else None,
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "edges": [
+                    asdict(edge) | {"config": edge.config.model_dump(mode="json", exclude_defaults=True)}
+                    for edge in edges
+                ],
+                "verdicts": {said: {"ran": ran, "out_of_memory": total - ran} for said, (ran, total) in counts.items()},
+            }
+        )
         return
     console = data_console()
     if not edges:
         console.print("no point was tried")
         return
-    print_table(console, COLUMNS, [_row(edge) for edge in edges])
+    print_table(console, COLUMNS, [edge.words for edge in edges])
     console.print()
-    for line in _totals(counts):
-        console.print(line)
-    if by == "simulation":
+    for said, (ran, total) in counts.items():
+        console.print(f"said {said}: {ran} of {total} ran")
+    if gpu:
         console.print(
             "by simulation: the trainer's own step, replayed on a model of torch's allocator; no card was asked"
         )
 
 
-def _row(edge: Edge) -> list[str]:
-    size, ran = format_bytes(edge.cap_bytes), "yes" if edge.ran else "out of memory"
-    return [size, edge.model, edge.method, edge.batch, format_bytes(edge.process_bytes), edge.said, ran]
-
-
-def _totals(counts: Counter[tuple[Verdict, bool]]) -> Iterator[str]:
-    for said in get_args(Verdict):
-        total = counts[said, True] + counts[said, False]
-        if total:
-            yield f"said {said}: {counts[said, True]} of {total} ran"
+def said_and_ran(edges: Sequence[Edge]) -> dict[Verdict, tuple[int, int]]:
+    """How many ran of how many, by what was said of them."""
+    return {
+        said: (sum(ran), len(ran))
+        for said in get_args(Verdict)
+        for ran in ([edge.ran for edge in edges if edge.said == said],)
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,13 +200,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError("name --records of a card, or a --gpu to simulate", hint="for example --gpu h100")
     if arguments.records:
         edges = measured_edges([one for path in arguments.records for one in read_measurements(path)])
-        by: By = "measurement"
+        gpu = None
     else:
         gpu = find_gpu(arguments.gpu)
         sizes = [parse_cap(text) for text in arguments.cap or CAPS]
         caps = [size for size in sizes if size <= gpu.memory_bytes]
-        edges, by = simulated_edges(capped_grid(gpu, caps, DRAWS), gpu, arguments.minutes), "simulation"
-    print_edges(edges, by, as_json=arguments.json)
+        edges = simulated_edges(capped_grid(gpu, caps), gpu, arguments.minutes)
+    print_edges(edges, gpu, as_json=arguments.json)
     return 1 if any(edge.said == "fits" and not edge.ran for edge in edges) else 0
 
 

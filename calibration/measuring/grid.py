@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, zip_longest
+from itertools import combinations
 from typing import Any
 
 from pydantic import ValidationError
@@ -109,17 +109,15 @@ def grid(gpu: GpuProfile, draws: int = DRAWS) -> list[Planned]:
 
 
 def capped_grid(gpu: GpuProfile, caps: Sequence[int], draws: int = CAPPED_DRAWS) -> list[Planned]:
-    """Points at the edge of each of `caps` (bytes that a process may take), the caps taking turns.
+    """Points at the edge of each of `caps` (bytes that a process may take), those of the most informative edge first.
 
     Of each configuration the longest rows that are called `fits`, the shortest that are called `no`, and a length
     between them, if any: whether they run shows what the verdicts are worth.
     """
-    turns = []
-    for cap_bytes in caps:
-        edges = [edge_points(*drawn, gpu, cap_bytes) for drawn in _drawn(gpu, draws)]
-        by_first = {edge[0].point.id: edge for edge in edges if edge}
-        turns.append([by_first[one.point.id] for one in by_information([edge[0] for edge in by_first.values()])])
-    return [one for turn in zip_longest(*turns, fillvalue=[]) for edge in turn for one in edge]
+    edges = [edge_points(*drawn, gpu, cap_bytes) for cap_bytes in caps for drawn in _drawn(gpu, draws)]
+    by_first = {edge[0].point.id: edge for edge in edges if edge}
+    firsts = by_information([edge[0] for edge in by_first.values()])
+    return [one for first in firsts for one in by_first[first.point.id]]
 
 
 def cpu_grid() -> list[Planned]:
@@ -200,7 +198,7 @@ def capped(gpu: GpuProfile, cap_bytes: int) -> GpuProfile:
 def by_information(points: Sequence[Planned]) -> list[Planned]:
     """The points in the order of the new pairs of values that they show, per second."""
     rest, order = list(points), list[Planned]()
-    pairs = {one.point.id: frozenset(combinations(values_shown(one.point.config), 2)) for one in points}
+    pairs = {one.point.id: frozenset(combinations(values_shown(one.point), 2)) for one in points}
     seen: set[object] = set()
     while rest:
         best = max(rest, key=lambda one: len(pairs[one.point.id] - seen) / (SECONDS_BESIDE_STEPS + one.seconds))
@@ -210,9 +208,11 @@ def by_information(points: Sequence[Planned]) -> list[Planned]:
     return order
 
 
-def values_shown(config: RunConfig) -> tuple[tuple[str, object], ...]:
+def values_shown(point: Point) -> tuple[tuple[str, object], ...]:
     """The values of the knobs that a point shows; lengths count as the same from one power of two to the next."""
+    config = point.config
     return (
+        ("cap", point.cap_bytes),
         ("model", config.model),
         ("method", f"{config.method} {config.quantization or config.dtype}"),
         ("objective", config.objective),

@@ -8,7 +8,7 @@ import pytest
 from calibration import edge
 from calibration.edge import Edge, main, measured_edges, print_edges
 from calibration.measuring.grid import edge_points, tiny_model
-from calibration.measuring.measurement import Attempt, Expected, Measurement, append_measurement
+from calibration.measuring.measurement import Attempt, Expected, Measurement, append_measurement, record_file
 from planner.config.run_config import LoraKnobs, RunConfig
 from planner.records.run_record import Prediction
 from planner.units import MIB
@@ -47,23 +47,24 @@ def test_records_say_what_ran_and_failures_of_other_kinds_say_nothing(points):
 
 def test_a_run_that_was_said_to_fit_and_did_not_is_an_exit_code(points, tmp_path, capsys):
     path = tmp_path / "records.jsonl"
-    append_measurement(measurement(points[0], "ran"), path)
-    append_measurement(measurement(points[-1], "out of memory"), path)
+    with record_file(path) as file:
+        append_measurement(measurement(points[0], "ran"), file)
+        append_measurement(measurement(points[-1], "out of memory"), file)
     assert main(["--records", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["by"] == "measurement"
     assert document["verdicts"]["fits"] == {"ran": 1, "out_of_memory": 0}
-    append_measurement(measurement(points[0], "out of memory"), path)
+    with record_file(path) as file:
+        append_measurement(measurement(points[0], "out of memory"), file)
     assert main(["--records", str(path)]) == 1
 
 
 def test_the_table_counts_what_came_true(capsys):
-    one = Edge(900 * MIB, "tiny", "lora r8", "4 x 512", 880 * MIB, "fits", True)
-    print_edges(
-        [one, Edge(900 * MIB, "tiny", "lora r8", "4 x 640", 910 * MIB, "no", False)], "simulation", as_json=False
-    )
+    longer = CONFIG.model_copy(update={"max_length": 640})
+    edges = [Edge(900 * MIB, CONFIG, 880 * MIB, "fits", True), Edge(900 * MIB, longer, 910 * MIB, "no", False)]
+    print_edges(edges, H100, as_json=False)
     out = " ".join(capsys.readouterr().out.split())
-    assert "said fits: 1 of 1 ran said no: 0 of 1 ran" in out
+    assert "said fits: 1 of 1 ran said tight: 0 of 0 ran said no: 0 of 1 ran" in out
     assert "no card was asked" in out
 
 
