@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from calibration.measure import ending, parse_cap
+from calibration.measuring.command import ending, parse_cap
 from calibration.measuring.grid import Planned, capped, capped_grid, checkpointing
 from calibration.measuring.measurement import Measurement, read_measurements
 from planner.config.run_config import RunConfig

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from calibration.measure import Order, ending, measure_all, own_gpu
+from calibration.measuring.command import ending, own_gpu
 from calibration.measuring.grid import Planned
+from calibration.measuring.loop import Order, measure_all
 from calibration.measuring.measurement import Measurement, read_measurements
 from planner.report.progress import busy
 from profiles.gpu import GpuProfile

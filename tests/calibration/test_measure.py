@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from calibration.measure import main, parse_cap
+from calibration.measure import main
+from calibration.measuring.command import parse_cap
 from calibration.measuring.grid import capped_grid, cpu_grid, grid, planned, values_shown
 from calibration.measuring.measurement import (
     Attempt,
@@ -58,7 +59,7 @@ def measured(tmp_path_factory):
     huge = point.model_copy(update={"id": "huge", "model": point.model.model_copy(update={"vocab_size": 2**42})})
     broken = [replace(usual[1], point=one) for one in (unknown, huge)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.measure.detect_gpu", _no_gpu)
+        patch.setattr("calibration.measuring.command.detect_gpu", _no_gpu)
         patch.setenv("FITUNE_STORE", str(path.with_name("runs.db")))
         patch.setattr("calibration.measure.points_for", lambda *_: [*broken, *usual, *itertools.chain(*two_pairs())])
         assert main(["--output", str(path), "--minutes", "5"]) == 0
@@ -159,7 +160,7 @@ def test_what_cannot_be_measured_is_recorded(measured):
 
 @pytest.mark.slow
 def test_points_that_are_in_the_file_are_not_measured_again(measured, monkeypatch, capsys):
-    monkeypatch.setattr("calibration.measure.detect_gpu", _no_gpu)
+    monkeypatch.setattr("calibration.measuring.command.detect_gpu", _no_gpu)
     before = measured.read_text()
     # As a machine leaves it that stops in the middle of a line.
     measured.write_text(before + before[:100])
@@ -234,7 +235,8 @@ def test_a_full_disk_is_told():
 
 @pytest.mark.slow
 def test_a_process_that_measures_ends_with_the_one_that_asks():
-    asks = "from calibration.measuring.grid import cpu_grid; from calibration.measuring.measuring_process import MeasuringProcess\n"
+    asks = "from calibration.measuring.grid import cpu_grid\n"
+    asks += "from calibration.measuring.measuring_process import MeasuringProcess\n"
     asks += "one = cpu_grid()[0].point\n"
     asks += "long = one.model_copy(update={'config': one.config.model_copy(update={'max_steps': 10**6})})\n"
     asks += "with MeasuringProcess(60) as process: print(process._start(long).pid, flush=True); process.attempt(long)"
