@@ -1,5 +1,6 @@
 """Learning from preferences: DPO, IPO and KTO by TRL's trainers, ORPO by its experimental one."""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer import dpo_trainer, kto_trainer
 
 from planner.config.run_config import RunConfig
 from trainer.data.examples import Examples
@@ -19,6 +21,12 @@ REFERENCE_ADAPTER = "ref"
 
 BASE_IS_REFERENCE = (True, False, "gaussian", "orthogonal")
 """Ways to begin a LoRA adapter that leave the base as it was; the others move a part of it into the adapter."""
+
+
+# While it asks the reference, TRL switches checkpoints off, against a warning that ours do not give, and then on again
+# for every layer and on the card: `checkpoint_every_n_layers` and `checkpoint_offload` would hold for one batch only.
+for _module in (dpo_trainer, kto_trainer):
+    _module.disable_gradient_checkpointing = lambda model, knobs=None: contextlib.nullcontext()
 
 
 def preference_trainer(
