@@ -4,29 +4,28 @@ python -m calibration.accuracy_page
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import typer
 
 from calibration.compare import compare
+from calibration.edge import said_and_ran, shipped_edges
 from calibration.fit import errors as speed_errors
 from calibration.fit import fit, gather
+from calibration.fitting.constants import constants_table, context_table, slack_table, unmeasured_table
+from calibration.fitting.judged_runs import RUNS, JudgedRun, published_runs
+from calibration.fitting.memory_errors import memory_errors
 from calibration.fitting.speed import NAMES
-from calibration.residuals import GROUPINGS, RUNS, Coverage, coverage, now_fitted
+from calibration.residuals import GROUPINGS, Coverage, coverage, now_fitted
 from calibration.truth.error_table import METRICS, Errors, errors_of, summarize
 from calibration.truth.measured_runs import read_runs
 from planner.memory.verdict import Verdict
-from planner.speed.rates import speed_facts
-from planner.units import format_bytes
-from profiles.fitted import fitted
-from profiles.overheads import overheads
-from profiles.slack import simulated_slack
+from planner.report.markdown import markdown_table
 
 HERE = Path(__file__).parent
 PAGE = HERE / "ACCURACY.md"
-SIMULATED_EDGES = HERE / "records" / "edge-simulated.json"
 CPU_DUELS = HERE / "records" / "versus-cpu.json"
 
 INTRODUCTION = """# How accurate is this, and how we know
@@ -35,11 +34,22 @@ Written by `python -m calibration.accuracy_page` from the data files and the run
 fails when it is stale. **No GPU was at hand when this was written.** What is said of memory was held against published
 runs of other trainers and against a simulation; of speed, against published runs on one card. What nobody has measured
 is listed at the end. `bash calibration/on_gpu.sh` measures all of it on a card in ten minutes, and `python -m
-calibration.fit --write` takes up what it found."""
+calibration.fit --write` and `python -m calibration.residuals --write` take up what it found."""
 
 MEMORY = """## Memory
 
 Errors are fractions of what was measured. [ERRORS.md](ERRORS.md) has every run, by the closed form and by a trace."""
+
+BESIDE = """### Before and after what is fitted
+
+Median errors by card, method and length (up to that many tokens). Allocated memory `before` is the tensors alone,
+`after` has the workspaces of cuBLAS. Reserved memory `before` is the tensors alone, too, `after` has the slack of the
+allocator; `left out` is with a slack that was fitted without the runs of that card. Beside the passes the slack is
+fitted to simulated steps and to no run of this table, so there the two are the same."""
+
+CONTEXT = """The CUDA context, in MiB: what messages in public show (`profiles/overheads.toml`), against 0 in a figure that
+has only torch's memory. It is planned at the high end. `left out` is what would be planned for the card if its messages
+were not known."""
 
 RANGE = """## The range and the verdict
 
@@ -62,15 +72,17 @@ WHY_ABOVE = {
 
 EDGE = """### At the edge, by simulation
 
-Models and settings drawn at random, each with the longest rows that are called `fits` within a part of an H100, the
-shortest that are called `no`, and a length between. Whether they ran is what a model of torch's allocator says to the
-trainer's own step, traced, with expandable segments as `fitune launch` switches them on. No card was asked. `python -m
-calibration.edge --gpu h100` repeats it; with `--records` it tells the same of runs on a card."""
+Models and settings drawn at random, each with the longest rows that were called `fits` within a part of an H100, the
+shortest that were called `no`, and a length between. Whether they ran is what a model of torch's allocator says to the
+trainer's own step, traced, with expandable segments as `fitune launch` switches them on. What is said of them is said
+by the formulas of now. No card was asked. `python -m calibration.edge --gpu h100` repeats it; with `--records` it tells
+the same of runs on a card."""
 
 SPEED = """## Speed
 
 A step is a roofline over counted work. What share of its rates a card reaches cannot be counted; it is fitted on
-published runs on one card, each constant with its spread (`profiles/fitted.toml`, which names the runs). `left out` is
+published runs on one card, each constant with its spread (`profiles/fitted.toml`, which names the runs). `before` is
+with what was known of the shares before any run was looked at (`[expected]` in `profiles/speed.toml`); `left out` is
 the error of runs whose family was left out of the fit."""
 
 DUELS = """## Beside plain TRL and plain Transformers
@@ -80,6 +92,11 @@ this trainer over that of the other. Speeds on a CPU say nothing about a card an
 calibration.versus` prints both on the machine that it runs on."""
 
 CONSTANTS = """## Where the constants come from"""
+
+UNMEASURED_CONSTANTS = """### Constants that nobody measured
+
+All that the data files in `profiles/` call unmeasured, assumed or a guess, in their own words. Each figure there has
+its source beside it, which a test holds."""
 
 UNMEASURED = """## Not measured by anybody, as far as we know
 
@@ -106,8 +123,12 @@ def page() -> str:
         INTRODUCTION,
         MEMORY,
         _memory_table(),
+        BESIDE,
+        _beside_table(published_runs(read_runs(RUNS))),
+        CONTEXT,
+        context_table(),
         RANGE,
-        _table(("method", "attention", "runs", "at most above", "measured by"), spreads),
+        markdown_table(("method", "attention", "runs", "at most above", "measured by"), spreads),
         f"On a card that was not measured {found.unmeasured:.2f} is added, the largest difference between cards.",
         *(_coverage_table(name, lines) for name, lines in held.items()),
         _above(held["who measured"][-1]),
@@ -116,8 +137,10 @@ def page() -> str:
         *_speed_part(),
         *_duel_part(),
         CONSTANTS,
-        _constants_table(),
-        _slack_table(),
+        constants_table(),
+        slack_table(),
+        UNMEASURED_CONSTANTS,
+        unmeasured_table(),
         UNMEASURED,
     ]
     return "\n\n".join(parts) + "\n"
@@ -144,12 +167,28 @@ def _memory_table() -> str:
         f"Of {failed} runs that ran out of memory, {summary.false_fits} are called `fits`; of {len(compared) - failed} "
         f"that ran, {summary.false_refusals} are called `no`."
     )
-    return _table(("closed form", "runs", "median", "95th percentile"), shares) + f"\n\n{said}"
+    return markdown_table(("closed form", "runs", "median", "95th percentile"), shares) + f"\n\n{said}"
+
+
+def _beside_table(runs: Sequence[JudgedRun]) -> str:
+    headings = (
+        "card",
+        "method",
+        "tokens",
+        "runs",
+        "allocated, before",
+        "after",
+        "reserved, before",
+        "after",
+        "left out",
+    )
+    lines = ((one.card, one.method, one.tokens, str(one.runs), *one.shares) for one in memory_errors(runs))
+    return markdown_table(headings, lines)
 
 
 def _coverage_table(name: str, lines: Sequence[Coverage]) -> str:
     headings = ("runs", "below the end", "called fits", "had room", "called no", "had none", "ran out: fits, tight, no")
-    return _table((f"left out: {name}", *headings), [_coverage_line(line) for line in lines])
+    return markdown_table((f"left out: {name}", *headings), [_coverage_line(line) for line in lines])
 
 
 def _coverage_line(line: Coverage) -> tuple[str, ...]:
@@ -160,26 +199,26 @@ def _coverage_line(line: Coverage) -> tuple[str, ...]:
 
 
 def _edge_part() -> list[str]:
-    if not SIMULATED_EDGES.exists():
-        return []
-    document = json.loads(SIMULATED_EDGES.read_text("utf-8"))
-    rows = [
-        (
-            format_bytes(one["cap_bytes"]),
-            one["model"],
-            one["method"],
-            one["batch"],
-            one["said"],
-            "yes" if one["ran"] else "no",
-        )
-        for one in document["edges"]
+    when, edges = shipped_edges()
+    said = "; ".join(
+        f"{ran} of {total} called `{verdict}` ran" for verdict, (ran, total) in said_and_ran(edges).items()
+    )
+    headings = (
+        "memory",
+        "model",
+        "method",
+        "batch",
+        "checkpoints",
+        "attention",
+        "needs",
+        "said",
+        "ran in the simulation",
+    )
+    return [
+        EDGE,
+        f"Simulated on {when[:10]}, judged as now: {said}.",
+        markdown_table(headings, [edge.words for edge in edges]),
     ]
-    totals = [
-        f"{count['ran']} of {count['ran'] + count['out_of_memory']} called `{said}` ran"
-        for said, count in document["verdicts"].items()
-    ]
-    table = _table(("memory", "model", "method", "batch", "said", "ran in the simulation"), rows)
-    return [EDGE, f"On {document['time'][:10]}: {'; '.join(totals)}.", table]
 
 
 def _speed_part() -> list[str]:
@@ -191,7 +230,7 @@ def _speed_part() -> list[str]:
         for name in NAMES
     ]
     lines = [
-        (line.gpu, line.method, line.tokens, str(line.runs), f"{line.after:.1%}", f"{line.left_out:.1%}")
+        (line.gpu, line.method, line.tokens, str(line.runs), *(f"{error:.1%}" for error in line.fitted))
         for line in speed_errors(evidence, found)
     ]
     said = (
@@ -199,9 +238,9 @@ def _speed_part() -> list[str]:
         "that were left out."
     )
     return [
-        _table(("share of its rate", "value", "spread"), constants),
+        markdown_table(("share of its rate", "value", "spread"), constants),
         said,
-        _table(("card", "method", "tokens", "runs", "median error", "left out"), lines),
+        markdown_table(("card", "method", "tokens", "runs", "median error before", "after", "left out"), lines),
     ]
 
 
@@ -211,8 +250,7 @@ def _duel_part() -> list[str]:
     duels: list[dict[str, Any]] = json.loads(CPU_DUELS.read_text("utf-8"))["duels"]
     rows = [
         (
-            one["method"],
-            one["batch"],
+            one["run"],
             one["against"],
             f"{one['memory_ratio']:.3f}",
             f"{one['predicted_ratio']:.3f}",
@@ -220,65 +258,8 @@ def _duel_part() -> list[str]:
         )
         for one in duels
     ]
-    headings = ("method", "batch", "against", "peak, ours / theirs", "predicted / measured, ours", "theirs")
-    return [DUELS, _table(headings, rows)]
-
-
-def _constants_table() -> str:
-    facts, speed = overheads(), speed_facts()
-    simulated = simulated_slack()
-    slack = ", ".join(f"{one.kind} {one.value:g}" for one in fitted().slack)
-    cards = [name for row in facts.context.cards for name in row.names[:1]]
-    measured = sum(len(row.gpus) for row in speed.products.measured)
-    rows = (
-        ("grain and segments of the allocator", "source of torch", "exact"),
-        ("cuBLAS workspaces", "source of torch", "exact"),
-        ("weights, gradients, states, activations", "counted from the code of the libraries", "see Memory"),
-        (
-            "slack of the allocator beside the passes",
-            f"{simulated.steps} simulated steps",
-            f"reserved memory of those: {simulated.median_error:.1%}, 95th percentile {simulated.p95_error:.1%}",
-        ),
-        (f"slack of the allocator: {slack}", "published runs, fitted", "see below"),
-        ("range around the prediction", "published runs", "see The range"),
-        (f"CUDA context of {', '.join(cards)}", "messages in public", "each from one to a few messages"),
-        ("CUDA context of other cards", "messages in public about their generation", "the high end; else unmeasured"),
-        (f"memory of NCCL: {facts.context.nccl_mib} MiB", "messages in public", "rough"),
-        (f"rates of matrix products of {measured} cards", "published benchmarks", "one benchmark each"),
-        (
-            f"the same of other cards: {speed.products.unmeasured_share} of the data sheet",
-            "least of the measured ones",
-            "unmeasured",
-        ),
-        ("shares of the rates, launches", "fitted on published runs of one A100", "other cards: unmeasured"),
-        ("cost of unpacking 4-bit weights", "fitted with them", "the runs hardly tell: see its spread"),
-        (
-            f"link to the host: {speed.host_link.bytes_per_s / 1e9:g} GB/s",
-            "PCIe 3.0 less overhead, the slowest",
-            "unmeasured",
-        ),
-    )
-    return _table(("constant", "from", "how well it is known"), rows)
-
-
-def _slack_table() -> str:
-    rows = [
-        (
-            one.kind,
-            f"{one.value:g}",
-            f"{one.spread:g}",
-            f"{one.error:.1%}",
-            "-" if one.error_left_out is None else f"{one.error_left_out:.1%}",
-            str(one.runs),
-        )
-        for one in fitted().slack
-    ]
-    return _table(("slack, where the peak is", "value", "spread", "error of reserved", "left out", "runs"), rows)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+    headings = ("run", "against", "peak, ours / theirs", "predicted / measured, ours", "theirs")
+    return [DUELS, markdown_table(headings, rows)]
 
 
 def main() -> None:

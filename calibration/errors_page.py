@@ -30,6 +30,7 @@ from calibration.truth.error_table import (
 from calibration.truth.kept_traces import KeptTraces
 from calibration.truth.measured_runs import read_runs
 from calibration.truth.misses import misses
+from planner.report.markdown import markdown_table
 from planner.units import MIB
 
 HERE = Path(__file__).parent
@@ -66,8 +67,8 @@ def section(way: Way, compared: Sequence[Comparison], skipped: Sequence[Skipped]
     return "\n\n".join(
         (
             f"## {TITLES[way]}",
-            _table(("runs", *COLUMNS), groups),
-            _table((*(heading.strip() for heading in headings), "verdict"), runs),
+            markdown_table(("runs", *COLUMNS), groups),
+            markdown_table((*(heading.strip() for heading in headings), "verdict"), runs),
             *(explained if way == "trace" else ()),
             *raced,
             "Left out:",
@@ -93,9 +94,9 @@ def _race_parts(compared: Sequence[Comparison]) -> tuple[str, ...]:
     headings = ("run", "model", "measured", "one after the other", "least", "most", "inside")
     return (
         RACE,
-        _table(("loading", "runs", "median", "95th percentile"), groups),
+        markdown_table(("loading", "runs", "median", "95th percentile"), groups),
         "What is reserved in MiB if the threads are ahead by no weight to all of them:",
-        _table(headings, lines),
+        markdown_table(headings, lines),
     )
 
 
@@ -104,11 +105,6 @@ def _run_line(comparison: Comparison) -> tuple[str, ...]:
     found = (figure for metric in METRICS for figure in figures(comparison, metric))
     verdict = comparison.predicted.verdict + ("" if run.fits == "yes" else " (ran out)")
     return run.id, run.model.rpartition("/")[2], method(run), f"{run.micro_batch} x {run.seq_len}", *found, verdict
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def sections(page: str) -> dict[Way, str]:

@@ -17,18 +17,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from calibration.fitting.contexts import fit_contexts
+from calibration.fitting.judged_runs import RUNS, JudgedRun, published_runs, recorded_runs
+from calibration.fitting.memory_errors import MemoryErrors, memory_errors
 from calibration.fitting.slack_shares import fit_slack
-from calibration.fitting.speed import NAMES, expectations, fit_efficiencies, left_out_errors
-from calibration.fitting.timed_steps import TimedStep, published_steps, recorded_steps
-from calibration.measuring.measurement import Measurement, read_measurements
-from calibration.residuals import RUNS, predicted_runs
+from calibration.fitting.speed import NAMES, expectations, fit_efficiencies, left_out_errors, unfitted
+from calibration.fitting.timed_steps import TimedStep, length_words, published_steps, recorded_steps
+from calibration.measuring.measurement import RECORDS, Measurement, read_measurements
 from calibration.truth.measured_runs import read_runs
-from planner.units import MIB
 from profiles.errors import FituneError, InputError
-from profiles.fitted import FITTED_FILE, Efficiencies, Fitted, MeasuredContext, fitted
-from profiles.gpu_catalog import find_gpu
+from profiles.fitted import FITTED_FILE, Efficiencies, Fitted, fitted
 
-RECORDS = Path(__file__).with_name("records")
 WIDTH = 120
 
 
@@ -42,15 +41,24 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class ErrorLine:
-    """The median error of the predicted tokens/s of some runs: as shipped, as fitted, and by a fit without them."""
+    """The median error of the predicted tokens/s of some runs.
+
+    Before any fit, as shipped (`before`), as fitted now (`after`), and by a fit without them.
+    """
 
     gpu: str
     method: str
     tokens: str
     runs: int
+    unfitted: float
     before: float
     after: float
     left_out: float
+
+    @property
+    def fitted(self) -> tuple[float, float, float]:
+        """Before any fit, after it, and by a fit without these runs."""
+        return self.unfitted, self.after, self.left_out
 
 
 def gather(files: Iterable[Path]) -> Evidence:
@@ -64,31 +72,15 @@ def fit(evidence: Evidence) -> Fitted:
     """All that `evidence` tells."""
     return Fitted(
         speed=fit_efficiencies(evidence.steps),
-        slack=fit_slack(predicted_runs(read_runs(RUNS))),
+        slack=fit_slack(judged_runs(evidence)),
         context=fit_contexts(evidence.measurements),
     )
 
 
-def fit_contexts(measurements: Mapping[str, Sequence[Measurement]]) -> tuple[MeasuredContext, ...]:
-    """The process less what torch reserved, by card: the most that was seen, as more memory is what a run dies of."""
-    seen: dict[str, list[tuple[int, str]]] = {}
-    for name, found in measurements.items():
-        for one in found:
-            measured, card = one.attempt.measured, one.point.config.gpu
-            if card and measured and measured.process_bytes and measured.reserved_bytes:
-                context = measured.process_bytes - measured.reserved_bytes
-                if context > 0:
-                    seen.setdefault(find_gpu(card).name, []).append((context, name))
-    return tuple(
-        MeasuredContext(
-            gpu=card,
-            mib=-(-max(contexts)[0] // MIB),
-            least_mib=max(1, min(contexts)[0] // MIB),
-            runs=len(contexts),
-            records=tuple(sorted({name for _, name in contexts})),
-        )
-        for card, contexts in sorted(seen.items())
-    )
+def judged_runs(evidence: Evidence) -> list[JudgedRun]:
+    """The published runs and those of the records, beside what is predicted for them."""
+    recorded = (run for name, found in evidence.measurements.items() for run in recorded_runs(found, name))
+    return [*published_runs(read_runs(RUNS)), *recorded]
 
 
 def errors(evidence: Evidence, found: Fitted) -> list[ErrorLine]:
@@ -96,26 +88,25 @@ def errors(evidence: Evidence, found: Fitted) -> list[ErrorLine]:
     left_out = left_out_errors(evidence.steps, expectations())
     groups: dict[tuple[str, str, str], list[TimedStep]] = {}
     for one in evidence.steps:
-        groups.setdefault((one.gpu.name, one.method, _lengths(one.step.seq_len)), []).append(one)
+        groups.setdefault((one.gpu.name, one.method, length_words(one.step.seq_len)), []).append(one)
 
-    def error(step: TimedStep, constants: Fitted) -> float:
-        return abs(step.predicted(constants.efficiencies(step.gpu.name, step.dtype)) / step.tokens_per_second - 1)
+    def error(step: TimedStep, constants: Efficiencies) -> float:
+        return abs(step.predicted(constants) / step.tokens_per_second - 1)
+
+    def of_card(step: TimedStep, constants: Fitted) -> float:
+        return error(step, constants.efficiencies(step.gpu.name, step.dtype))
 
     return [
         ErrorLine(
             *key,
             runs=len(steps),
-            before=median(error(one, fitted()) for one in steps),
-            after=median(error(one, found) for one in steps),
+            unfitted=median(error(one, unfitted()) for one in steps),
+            before=median(of_card(one, fitted()) for one in steps),
+            after=median(of_card(one, found) for one in steps),
             left_out=median(abs(left_out[one]) for one in steps),
         )
         for key, steps in sorted(groups.items(), key=lambda item: (item[0][:2], int(item[0][2].split()[-1])))
     ]
-
-
-def _lengths(tokens: int) -> str:
-    """The power of two that holds so many tokens."""
-    return f"up to {1 << (tokens - 1).bit_length()}"
 
 
 def refusals(evidence: Evidence, found: Fitted) -> list[str]:
@@ -177,26 +168,36 @@ def main(
         Console(stderr=True, highlight=False).print(f"error: {error.message}", markup=False)
         raise typer.Exit(error.exit_code) from error
     found = fit(evidence)
-    lines, said = errors(evidence, found), refusals(evidence, found)
+    lines, said, memory = errors(evidence, found), refusals(evidence, found), memory_errors(judged_runs(evidence))
     if as_data:
-        typer.echo(json.dumps(_plain(found, lines, said), indent=1))
+        typer.echo(json.dumps(_plain(found, lines, memory, said), indent=1))
     else:
-        _print(Console(width=WIDTH), found, lines, said)
+        _print(Console(width=WIDTH), found, lines, memory, said)
     if write:
         FITTED_FILE.write_text(as_toml(found), "utf-8")
         typer.echo(f"{FITTED_FILE.name} is written", err=True)
 
 
-def _plain(found: Fitted, lines: Sequence[ErrorLine], said: Sequence[str]) -> dict[str, Any]:
-    return {"fitted": found.model_dump(mode="json"), "errors": [asdict(line) for line in lines], "not_fitted": said}
+def _plain(
+    found: Fitted, lines: Sequence[ErrorLine], memory: Sequence[MemoryErrors], said: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "fitted": found.model_dump(mode="json"),
+        "errors": [asdict(line) for line in lines],
+        "memory_errors": [asdict(line) for line in memory],
+        "not_fitted": said,
+    }
 
 
-def _print(console: Console, found: Fitted, lines: Sequence[ErrorLine], said: Sequence[str]) -> None:
+def _print(
+    console: Console, found: Fitted, lines: Sequence[ErrorLine], memory: Sequence[MemoryErrors], said: Sequence[str]
+) -> None:
     for one in found.speed:
         console.print(_constants(one))
     console.print(_slack(found))
     for card in found.context:
         console.print(f"context of {card.gpu}: {card.least_mib} to {card.mib} MiB in {card.runs} runs")
+    console.print(_memory(memory))
     console.print(_errors(lines))
     for sentence in said:
         console.print(f"note: {sentence}", highlight=False)
@@ -226,12 +227,22 @@ def _slack(found: Fitted) -> Table:
     return table
 
 
-def _errors(lines: Sequence[ErrorLine]) -> Table:
-    table = Table("card", "method", "tokens", title="Predicted tokens/s against measured, median error")
-    for column in ("runs", "before", "after", "left out"):
+def _memory(lines: Sequence[MemoryErrors]) -> Table:
+    """Before: only the tensors; after: with workspaces, and for reserved memory with the allocator's slack."""
+    table = Table("card", "method", "tokens", title="Predicted memory against measured, median error")
+    for column in ("runs", "allocated, before", "after", "reserved, before", "after", "left out"):
         table.add_column(column, justify="right")
     for line in lines:
-        shares = (f"{error:.1%}" for error in (line.before, line.after, line.left_out))
+        table.add_row(line.card, line.method, line.tokens, str(line.runs), *line.shares)
+    return table
+
+
+def _errors(lines: Sequence[ErrorLine]) -> Table:
+    table = Table("card", "method", "tokens", title="Predicted tokens/s against measured, median error")
+    for column in ("runs", "before any fit", "as shipped", "fitted", "left out"):
+        table.add_column(column, justify="right")
+    for line in lines:
+        shares = (f"{error:.1%}" for error in (line.unfitted, line.before, line.after, line.left_out))
         table.add_row(line.gpu, line.method, line.tokens, str(line.runs), *shares)
     return table
 

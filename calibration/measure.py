@@ -13,6 +13,7 @@ from pathlib import Path
 from calibration.measuring.command import ending, own_gpu, parse_cap
 from calibration.measuring.grid import Planned, capped_grid, cpu_grid, grid
 from calibration.measuring.loop import Order, measure_all
+from calibration.measuring.measurement import RECORDS
 from calibration.measuring.report import print_grid, print_summary
 from planner.report.progress import busy
 from planner.units import format_bytes
@@ -20,7 +21,6 @@ from profiles.errors import InputError
 from profiles.gpu import GpuProfile
 from profiles.gpu_catalog import find_gpu
 
-RECORDS = Path(__file__).with_name("records")
 CHECKOUT = RECORDS.parent.with_name("pyproject.toml").exists()
 """Whether this is the project's own folder, and not that of an installed package."""
 

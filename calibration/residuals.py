@@ -1,15 +1,15 @@
 """The spread of measured reserved memory around the closed form, and how often a range made of it held.
 
-python -m calibration.residuals [--write] [--json]
+python -m calibration.residuals [--records FILE]... [--write] [--json]
 
-From the published runs of one card that state everything (grade A) and publish reserved memory. Rows of a nearly full
-card (grade B) are left out of the fit, because there the allocator holds what pressure leaves it, and kept in the
-check.
+From the runs on one card that state everything (grade A) and have reserved memory: published ones, and records. Rows
+of a nearly full card (grade B) are left out of the fit, because there the allocator holds what pressure leaves it, and
+kept in the check.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, median, stdev
@@ -19,20 +19,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.truth.measured_runs import MeasuredRun, read_runs
-from calibration.truth.measured_step import question
-from planner.memory.estimate import MemoryEstimate, estimate
-from planner.memory.reserved import attention_kind, process_memory
+from calibration.fitting.judged_runs import RUNS, JudgedRun, published_runs, recorded_runs
+from calibration.measuring.measurement import RECORDS, read_measurements
+from calibration.truth.measured_runs import read_runs
 from planner.memory.verdict import Verdict
 from planner.search.common_cards import COMMON_CARDS
-from planner.step.step_spec import StepSpec
-from profiles.errors import InputError
+from profiles.errors import FituneError
 from profiles.fitted import AttentionKind
-from profiles.gpu import GpuProfile
 from profiles.gpu_catalog import find_gpu
 from profiles.residuals import ANY, RESIDUALS_FILE, MeasuredCard, Residuals, Spread, residuals
 
-RUNS = Path(__file__).parent / "truth" / "runs.csv"
 CONFIDENCE = 0.99
 FEWEST = 10
 """Runs of a method below which it takes the spread of all methods."""
@@ -40,49 +36,7 @@ FEWEST = 10
 DIGITS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """A measured run, the step that it took on its card, and what is predicted for it."""
-
-    run: MeasuredRun
-    step: StepSpec
-    gpu: GpuProfile
-    memory: MemoryEstimate
-
-    @property
-    def share(self) -> float | None:
-        """Measured less predicted reserved memory over the activations; None where it was not measured."""
-        if self.run.reserved_bytes is None:
-            return None
-        return (self.run.reserved_bytes - self.memory.reserved_bytes) / self.memory.activation_bytes
-
-    @property
-    def attention(self) -> AttentionKind:
-        """The kind of attention that it ran with."""
-        return attention_kind(self.step)
-
-    def range_with(self, spreads: Residuals, gpu: GpuProfile | None = None) -> tuple[int, int]:
-        """Where the process is expected with these `spreads`, on its card or on another one."""
-        memory = self.memory
-        found = process_memory(
-            memory.allocated_bytes, memory.reserved_bytes, memory.activation_bytes, self.step, gpu or self.gpu, spreads
-        )
-        return found.interval_bytes
-
-
-def predicted_runs(runs: Iterable[MeasuredRun]) -> list[Predicted]:
-    """Those runs that the closed form describes."""
-    found = []
-    for run in runs:
-        try:
-            model, step, gpu = question(run)
-            found.append(Predicted(run, step, gpu, estimate(model, step, gpu)))
-        except InputError:
-            continue
-    return found
-
-
-def fitted(runs: Sequence[Predicted]) -> Residuals:
+def fitted(runs: Sequence[JudgedRun]) -> Residuals:
     """The spreads of those of `runs` that publish reserved memory and are not of several cards or a nearly full one."""
     alone = [one for one in runs if one.run.num_gpus == 1]
     used = [one for one in alone if one.share is not None and one.run.grade == "A"]
@@ -96,7 +50,7 @@ def fitted(runs: Sequence[Predicted]) -> Residuals:
     return Residuals(source="", unmeasured=_between_cards(used), spreads=tuple(spreads), cards=_cards(alone))
 
 
-def _spread(method: str, attention: AttentionKind, runs: Sequence[Predicted]) -> Spread:
+def _spread(method: str, attention: AttentionKind, runs: Sequence[JudgedRun]) -> Spread:
     """The larger of the largest residual seen and of what the next run stays below with 99 % confidence.
 
     The latter is the prediction interval of a normal variable of which mean and deviation are only known from these
@@ -129,15 +83,15 @@ def student_t(confidence: float, freedom: int) -> float:
     return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
-def _between_cards(runs: Sequence[Predicted]) -> float:
+def _between_cards(runs: Sequence[JudgedRun]) -> float:
     """The largest difference between the middles of cards with fused attention: what another card may add."""
     fused = [one for one in runs if one.attention == "fused"]
-    cards = {one.run.gpu for one in fused}
-    middles = [median(one.share for one in fused if one.run.gpu == card and one.share is not None) for card in cards]
+    cards = {one.gpu for one in fused}
+    middles = [median(one.share for one in fused if one.gpu == card and one.share is not None) for card in cards]
     return round(max(middles) - min(middles), DIGITS) if middles else 0.0
 
 
-def _cards(runs: Sequence[Predicted]) -> tuple[MeasuredCard, ...]:
+def _cards(runs: Sequence[JudgedRun]) -> tuple[MeasuredCard, ...]:
     """The cards on which something was measured, by method."""
     ran = [one for one in runs if one.run.fits == "yes"]
     found = []
@@ -171,7 +125,7 @@ class Coverage:
     above: tuple[str, ...]
 
 
-def coverage(runs: Sequence[Predicted], group_of: Callable[[Predicted], str]) -> list[Coverage]:
+def coverage(runs: Sequence[JudgedRun], group_of: Callable[[JudgedRun], str]) -> list[Coverage]:
     """One line for each group, predicted with the spreads of the others, and last one for all of them together."""
     groups = sorted({group_of(one) for one in runs})
     ranges: dict[str, Residuals] = {group: fitted([one for one in runs if group_of(one) != group]) for group in groups}
@@ -180,7 +134,7 @@ def coverage(runs: Sequence[Predicted], group_of: Callable[[Predicted], str]) ->
 
 
 def _coverage(
-    name: str, runs: Sequence[Predicted], ranges: dict[str, Residuals], group_of: Callable[[Predicted], str]
+    name: str, runs: Sequence[JudgedRun], ranges: dict[str, Residuals], group_of: Callable[[JudgedRun], str]
 ) -> Coverage:
     measured = [one for one in runs if one.run.reserved_bytes is not None]
     processes = [(one.run.reserved_bytes or 0) + one.gpu.context_bytes for one in measured]
@@ -205,7 +159,7 @@ def _coverage(
     )
 
 
-def _on_common_cards(one: Predicted, spreads: Residuals) -> Iterator[tuple[Verdict, bool]]:
+def _on_common_cards(one: JudgedRun, spreads: Residuals) -> Iterator[tuple[Verdict, bool]]:
     """What is said of the run on each of the common cards, and whether there is room for what was measured."""
     for gpu in map(find_gpu, COMMON_CARDS):
         room = (one.run.reserved_bytes or 0) + gpu.context_bytes <= gpu.memory_bytes
@@ -236,16 +190,21 @@ def as_toml(found: Residuals) -> str:
     return "\n".join(lines) + "\n"
 
 
-def now_fitted() -> tuple[list[Predicted], Residuals]:
-    """The shipped runs and what they come to with the formulas of now."""
-    runs = predicted_runs(read_runs(RUNS))
+def now_fitted(records: Sequence[Path] | None = None) -> tuple[list[JudgedRun], Residuals]:
+    """The shipped runs, those of `records` (None: all that are kept), and what they come to with the formulas of now.
+
+    Raises InputError for a file that holds something else.
+    """
+    files = sorted(RECORDS.glob("*.jsonl")) if records is None else records
+    recorded = [one for path in files for one in recorded_runs(read_measurements(path), path.name)]
+    runs = [*published_runs(read_runs(RUNS)), *recorded]
     found = fitted(runs)
     used = sum(spread.runs for spread in found.spreads if spread.method == ANY)
-    source = f"calibration/truth/runs.csv: {used} runs on one card that publish reserved memory"
-    return runs, found.model_copy(update={"source": source})
+    sources = ", ".join(("calibration/truth/runs.csv", *(path.name for path in files)))
+    return runs, found.model_copy(update={"source": f"{sources}: {used} runs on one card with reserved memory"})
 
 
-GROUPINGS: dict[str, Callable[[Predicted], str]] = {
+GROUPINGS: dict[str, Callable[[JudgedRun], str]] = {
     "who measured": lambda one: one.run.harness,
     "card": lambda one: one.gpu.name,
     "method": lambda one: one.run.method,
@@ -253,11 +212,19 @@ GROUPINGS: dict[str, Callable[[Predicted], str]] = {
 
 
 def main(
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files that `fitune calibrate` wrote.", show_default="calibration/records/*.jsonl"),
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write profiles/residuals.toml.")] = False,
     as_data: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the spread of measured runs around the closed form, and how often a range made of other runs held."""
-    runs, found = now_fitted()
+    try:
+        runs, found = now_fitted(records)
+    except FituneError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error.message}", markup=False)
+        raise typer.Exit(error.exit_code) from error
     if write:
         RESIDUALS_FILE.write_text(as_toml(found), "utf-8")
     tables = {name: coverage(runs, group_of) for name, group_of in GROUPINGS.items()}

@@ -130,7 +130,17 @@ def fitted(steps: Sequence[Sizes]) -> Shares:
     return min(tried, key=lambda shares: (mean(abs(step.error(shares)) for step in steps), shares))
 
 
-def as_toml(steps: Sequence[Sizes], shares: Shares, versions: str) -> str:
+def left_out_errors(steps: Sequence[SimulatedStep], measured: Sequence[Sizes]) -> list[float]:
+    """The error of each step with shares that were fitted without the steps of its model, in absolute value."""
+    errors = []
+    for model in sorted({step.row["model"] for step in steps}):
+        pairs = list(zip(steps, measured, strict=True))
+        shares = fitted([size for step, size in pairs if step.row["model"] != model])
+        errors += [abs(size.error(shares)) for step, size in pairs if step.row["model"] == model]
+    return errors
+
+
+def as_toml(steps: Sequence[Sizes], shares: Shares, left_out: Sequence[float], versions: str) -> str:
     """The text of `profiles/slack.toml`."""
     errors = sorted(abs(step.error(shares)) for step in steps)
     names = ("transients", "cut_at_loss", "cut")
@@ -139,6 +149,7 @@ def as_toml(steps: Sequence[Sizes], shares: Shares, versions: str) -> str:
         *(f"{name} = {share}" for name, share in zip(names, shares, strict=True)),
         f"median_error = {median(errors):.4f}",
         f"p95_error = {errors[round(0.95 * (len(errors) - 1))]:.4f}",
+        f"left_out_error = {median(left_out):.4f}",
         f"steps = {len(errors)}",
         f'versions = "{versions}"',
         'source = "calibration/simulated_steps.csv: traced steps, replayed on the model of torch\'s allocator"',
@@ -167,7 +178,8 @@ def main(
             writer.writeheader()
             writer.writerows(rows)
     steps = read_steps()
-    text = as_toml(measured := [sizes(step) for step in steps], fitted(measured), steps[0].row["versions"])
+    measured = [sizes(step) for step in steps]
+    text = as_toml(measured, fitted(measured), left_out_errors(steps, measured), steps[0].row["versions"])
     if write:
         SLACK_FILE.write_text(text, encoding="utf-8")
     sys.stdout.write(text)

@@ -1,7 +1,6 @@
 """Pages and pictures that are made when the documentation is built: from facts, from the code, from the repository."""
 
 import re
-from collections.abc import Iterable, Sequence
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -16,6 +15,7 @@ from planner.asking.wishes import words
 from planner.cli import VERBS, application
 from planner.config.run_config import RunConfig
 from planner.config.run_file import SECTIONS
+from planner.report.markdown import markdown_table
 from planner.units import GIB, format_count
 from planner.verbs import answers
 from planner.verbs.facts import find_gpus, find_models, find_recipes, num_parameters
@@ -85,19 +85,15 @@ def parameters() -> str:
             if name != "access":
                 taken.setdefault(name, []).append(verb.__name__)
                 said.setdefault(name, words(given.annotation))
-    return table(("parameter", "of", "what"), [(f"`{name}`", ", ".join(of), said[name]) for name, of in taken.items()])
+    return markdown_table(
+        ("parameter", "of", "what"), [(f"`{name}`", ", ".join(of), said[name]) for name, of in taken.items()]
+    )
 
 
 def peers_tables() -> str:
     """What is shown of other trainers' files, without what is for those who work on the code."""
     text = from_repository("planner/peers/README.md")
     return text[text.index("## Written, read again") :]
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def gpus_page() -> str:
@@ -116,7 +112,7 @@ def gpus_page() -> str:
     ]
     headings = ("GPU", "GiB that torch sees", "GB/s", "TFLOP/s, 16 bit", "format", "USD/h, median", "generation")
     about = "Each fact has its source in `profiles/gpus/`; `fitune gpus NAME --json` shows it. Empty: not known."
-    return f"# GPUs\n\n{about}\n\n{table(headings, rows)}\n"
+    return f"# GPUs\n\n{about}\n\n{markdown_table(headings, rows)}\n"
 
 
 def models_page() -> str:
@@ -135,7 +131,7 @@ def models_page() -> str:
     ]
     about = "Any other model is read from its `config.json`, in a folder or on the Hub."
     headings = ("model", "parameters", "layers", "width", "vocabulary", "positions", "also called")
-    return f"# Models\n\n{about}\n\n{table(headings, rows)}\n"
+    return f"# Models\n\n{about}\n\n{markdown_table(headings, rows)}\n"
 
 
 def recipes_page() -> str:
@@ -145,7 +141,7 @@ def recipes_page() -> str:
         for recipe in find_recipes(None)
     ]
     about = "`fitune plan --recipe NAME` plans one for your card and data."
-    return f"# Recipes\n\n{about}\n\n{table(('recipe', 'model', 'card', 'how', 'for', 'source'), rows)}\n"
+    return f"# Recipes\n\n{about}\n\n{markdown_table(('recipe', 'model', 'card', 'how', 'for', 'source'), rows)}\n"
 
 
 def run_file_page() -> str:
@@ -153,7 +149,7 @@ def run_file_page() -> str:
     properties = RunConfig.model_json_schema()["properties"]
     parts = [
         f"## {title}\n\n"
-        + table(
+        + markdown_table(
             ("knob", "default", "what"),
             [(f"`{name}`", default_of(properties[name]), properties[name].get("description", "")) for name in names],
         )

@@ -15,6 +15,7 @@ from planner.config.run_config import ParallelKnobs, RunConfig
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.memory.verdict import usable_bytes, verdict
 from planner.report.answer import LAYOUTS, OFFLOADS
+from planner.report.markdown import markdown_table
 from planner.speed.step_time import SpeedEstimate, step_time
 from planner.step.cluster import Cluster
 from planner.step.resolve import resolve_step
@@ -150,7 +151,11 @@ def _section(model: ModelProfile) -> str:
     rows = [[_layout(knobs), *map(_text, row, best)] for knobs, row in grid.items()]
     size = format_count(parameter_counts(architecture(model)).total)
     return "\n\n".join(
-        (f"## {model.hf_id}, {size} parameters", _table(headings, rows), _table(WINNER_HEADINGS, _winners(best)))
+        (
+            f"## {model.hf_id}, {size} parameters",
+            markdown_table(headings, rows),
+            markdown_table(WINNER_HEADINGS, _winners(best)),
+        )
     )
 
 
@@ -197,10 +202,6 @@ def _layout(knobs: ParallelKnobs) -> str:
     words += [f"context x {knobs.context_parallel_size}"] if knobs.context_parallel_size > 1 else []
     words += [OFFLOADS[knobs.offload]] if knobs.offload != "none" else []
     return ", ".join(words)
-
-
-def _table(headings: list[str], rows: "list[list[str]] | Iterator[list[str]]") -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [headings, ["---"] * len(headings), *rows])
 
 
 def main(output: Annotated[Path, typer.Option("-o", "--output", help="Where the page is written.")] = PAGE) -> None:

@@ -64,21 +64,31 @@ class CarveOut(_Facts):
         return board_bytes - int(board_bytes * self.ecc_fraction)
 
 
-class CardContext(_Facts):
+class SeenContext(_Facts):
+    """What messages in public show of a card."""
+
+    card: str
+    mib: tuple[int, int] = Field(description="the least and the most")
+    messages: int = Field(gt=0)
+
+
+class _PlannedContext(_Facts):
+    mib: int = Field(gt=0, description="to plan with")
+    seen: tuple[SeenContext, ...] = ()
+    note: str | None = None
+
+
+class CardContext(_PlannedContext):
     """The context measured on these cards."""
 
     names: tuple[str, ...]
-    mib: int = Field(gt=0)
-    evidence: str
 
 
-class GenerationContext(_Facts):
+class GenerationContext(_PlannedContext):
     """The context of a generation: by compute capability, or by the start of the gfx target."""
 
     compute_capability: tuple[ComputeCapability, ...] = ()
     gfx_prefix: str | None = None
-    mib: int = Field(gt=0)
-    evidence: str
 
     def covers(self, compute_capability: ComputeCapability | None, gfx_target: str | None) -> bool:
         """Whether such a card belongs to this generation."""

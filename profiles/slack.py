@@ -19,6 +19,7 @@ class SimulatedSlack(BaseModel):
     cut: float = Field(ge=0, description="of what the loss has at work, while a layer peaks, with checkpoints")
     median_error: float = Field(ge=0, description="half of the simulated steps are nearer")
     p95_error: float = Field(ge=0, description="95 % of the simulated steps are nearer")
+    left_out_error: float = Field(ge=0, description="half of the steps of models that were left out are nearer")
     steps: int = Field(gt=0, description="simulated steps")
     versions: str
     source: str

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from calibration.residuals import Predicted
+from calibration.fitting.judged_runs import JudgedRun
 from profiles.fitted import Slack, SlackKind
 
 USUAL = 0.6745
@@ -12,16 +12,17 @@ USUAL = 0.6745
 DIGITS = 3
 
 
-def fit_slack(runs: Sequence[Predicted]) -> tuple[Slack, ...]:
+def fit_slack(runs: Sequence[JudgedRun]) -> tuple[Slack, ...]:
     """The middle of the runs on one card that publish reserved memory and peak in the optimizer step.
 
     A few odd ones do not move it. What is cached beside the passes is simulated (`slack.py`).
     """
-    used = [one for one in runs if one.run.num_gpus == 1 and one.run.reserved_bytes]
-    return (_fitted("step", [one for one in used if one.memory.binding_phase == "step"]),)
+    alone = [one for one in runs if one.run.num_gpus == 1 and one.run.reserved_bytes]
+    used = [one for one in alone if one.memory.binding_phase == "step"]
+    return (_fitted("step", used),) if used else ()
 
 
-def _fitted(kind: SlackKind, runs: Sequence[Predicted]) -> Slack:
+def _fitted(kind: SlackKind, runs: Sequence[JudgedRun]) -> Slack:
     shares = [_share(one) for one in runs]
     middle = median(shares)
     return Slack(
@@ -31,11 +32,11 @@ def _fitted(kind: SlackKind, runs: Sequence[Predicted]) -> Slack:
         error=round(median(abs(_error(one, middle)) for one in runs), DIGITS),
         error_left_out=_left_out(runs),
         runs=len(runs),
-        records=tuple(f"runs.csv: {harness}" for harness in sorted({one.run.harness for one in runs})),
+        records=tuple(sorted({one.record for one in runs})),
     )
 
 
-def _left_out(runs: Sequence[Predicted]) -> float | None:
+def _left_out(runs: Sequence[JudgedRun]) -> float | None:
     """The median error of reserved memory where each one who measured is left out; None where only one did."""
     if len({one.run.harness for one in runs}) < 2:
         return None
@@ -46,12 +47,12 @@ def _left_out(runs: Sequence[Predicted]) -> float | None:
     return round(median(errors), DIGITS)
 
 
-def _share(one: Predicted) -> float:
+def _share(one: JudgedRun) -> float:
     """Reserved less allocated memory, as measured where that was published, over the activations."""
     allocated = one.run.allocated_bytes or one.memory.allocated_bytes
     return ((one.run.reserved_bytes or 0) - allocated) / one.memory.activation_bytes
 
 
-def _error(one: Predicted, share: float) -> float:
+def _error(one: JudgedRun, share: float) -> float:
     """Of the reserved memory that comes out with `share`."""
     return (one.memory.allocated_bytes + share * one.memory.activation_bytes) / (one.run.reserved_bytes or 1) - 1

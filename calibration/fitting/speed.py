@@ -70,6 +70,11 @@ def expectations() -> list[Expectation]:
     return [getattr(speed_facts().expected, name) for name in NAMES]
 
 
+def unfitted() -> Efficiencies:
+    """The shares that were expected before any run was looked at."""
+    return _efficiencies(np.log([belief.value for belief in expectations()]))
+
+
 def _fitted(steps: Sequence[TimedStep], gpu: str, dtype: str, beliefs: Sequence[Expectation]) -> Efficiencies:
     _, values, curvature = _most_likely(steps, beliefs)
     spreads = [float(spread) for spread in np.sqrt(np.diag(np.linalg.inv(curvature)))]

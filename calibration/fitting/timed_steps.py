@@ -105,3 +105,8 @@ def _published(row: dict[str, str], record: str) -> TimedStep:
     speed = float(row["tokens_per_second"])
     model, gpu = find_model(row["model"]), find_gpu(row["gpu"])
     return TimedStep(model, step, gpu, int(row["accumulation"]), speed, family, f"{record}: {family}")
+
+
+def length_words(tokens: int) -> str:
+    """The power of two that holds so many tokens."""
+    return f"up to {1 << (tokens - 1).bit_length()}"

@@ -17,6 +17,8 @@ from planner.step.step_spec import StepSpec
 from profiles.errors import InputError, RunError
 from profiles.model import ModelProfile
 
+RECORDS = Path(__file__).parent.with_name("records")
+
 Contender = Literal["fitune", "trl", "transformers"]
 """Whose trainer runs the step: ours, or one that it is compared with."""
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from calibration import edge
-from calibration.edge import Edge, main, measured_edges, print_edges
-from calibration.measuring.grid import edge_points, tiny_model
+from calibration.edge import Edge, main, measured_edges, print_edges, shipped_edges
+from calibration.measuring.grid import edge_points, planned, tiny_model
 from calibration.measuring.measurement import Attempt, Expected, Measurement, append_measurement, record_file
 from planner.config.run_config import LoraKnobs, RunConfig
 from planner.records.run_record import Prediction
 from planner.units import MIB
 from profiles.gpu_catalog import find_gpu
+from profiles.model_catalog import find_model
 
 H100 = find_gpu("h100")
 CONFIG = RunConfig(model="tiny", gpu=H100.name, lora=LoraKnobs(r=8), per_device_train_batch_size=4, max_steps=2)
@@ -66,6 +67,26 @@ def test_the_table_counts_what_came_true(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "said fits: 1 of 1 ran said tight: 0 of 0 ran said no: 0 of 1 ran" in out
     assert "no card was asked" in out
+
+
+def test_of_the_shipped_points_those_called_fits_ran_and_lie_at_both_sides_of_each_edge():
+    _, edges = shipped_edges()
+    told = "run `python -m calibration.edge --gpu h100 --json` for calibration/records/edge-simulated.json"
+    assert all(one.ran for one in edges if one.said == "fits"), told
+    for said in ("fits", "no"):
+        assert sum(one.said == said for one in edges) >= 0.25 * len(edges) >= 6, told
+    for one in edges:
+        share = one.process_bytes / one.cap_bytes
+        assert (0.75 if one.said == "fits" else 0.9) < share < 1.3, told
+
+
+@pytest.mark.slow
+def test_a_shipped_point_runs_in_the_simulation_of_now_as_it_did():
+    document = json.loads(edge.SIMULATED.read_text())
+    smallest = min(document["edges"], key=lambda row: row["process_bytes"])
+    config = RunConfig.model_validate(smallest["config"])
+    point = planned(find_model(config.model), config, H100, smallest["cap_bytes"])
+    assert edge.runs_in_simulation(point, H100) == smallest["ran"]
 
 
 @pytest.mark.parametrize("argv", [[], ["--gpu", "h100", "--records", "x"]], ids=["neither", "both"])

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from calibration.fit import Evidence, as_toml, fit, fit_contexts, gather, refusals
+from calibration.fit import Evidence, as_toml, fit, gather, refusals
 from calibration.fit import main as fit_main
+from calibration.fitting.constants import unmeasured_table
+from calibration.fitting.contexts import fit_contexts, seen_contexts
+from calibration.fitting.judged_runs import RUNS, published_runs
+from calibration.fitting.memory_errors import memory_errors
 from calibration.fitting.slack_shares import fit_slack
 from calibration.fitting.speed import FEWEST, NAMES, fit_efficiencies
 from calibration.fitting.timed_steps import TimedStep, published_steps, recorded_steps
 from calibration.measuring.grid import grid
 from calibration.measuring.measurement import Attempt, Expected, Measurement
-from calibration.residuals import RUNS, predicted_runs
 from calibration.truth.measured_runs import read_runs
 from planner.memory.estimate import estimate
 from planner.records.run_record import Measured, Prediction
@@ -183,7 +186,7 @@ def test_the_slack_of_the_shipped_file_is_the_middle_of_the_runs():
 
 
 def test_one_odd_run_does_not_move_the_slack():
-    runs = predicted_runs(read_runs(RUNS))
+    runs = published_runs(read_runs(RUNS))
     odd = next(one for one in runs if one.run.id == "SWD-018")
     absurd = replace(odd, run=odd.run.model_copy(update={"peak_mib": 10 * odd.run.peak_mib}))
     [usual], [moved] = fit_slack(runs), fit_slack([*runs, absurd])
@@ -191,6 +194,31 @@ def test_one_odd_run_does_not_move_the_slack():
 
 
 def test_the_slack_says_how_far_it_is_off_for_who_was_left_out_if_several_measured():
-    for one in fit_slack(predicted_runs(read_runs(RUNS))):
+    for one in fit_slack(published_runs(read_runs(RUNS))):
         assert (one.error_left_out is None) == (len(one.records) == 1)
         assert one.error_left_out is None or one.error_left_out >= 0.9 * one.error > 0
+
+
+def test_workspaces_and_slack_lessen_the_errors_also_for_cards_that_the_slack_was_not_fitted_on():
+    *groups, everything = memory_errors(published_runs(read_runs(RUNS)))
+    assert {(one.card, one.method) for one in groups} >= {("T4", "qlora"), ("A100-SXM4-80GB", "full")}
+    assert sum(one.runs for one in groups) == everything.runs > 150
+    assert everything.allocated_after < everything.allocated_before
+    assert everything.reserved_after <= everything.reserved_left_out < 0.5 * everything.reserved_before
+
+
+def test_a_slack_that_no_run_tells_is_none():
+    runs = [one for one in published_runs(read_runs(RUNS)) if one.memory.binding_phase != "step"]
+    assert fit_slack(runs) == ()
+
+
+def test_what_was_seen_of_a_context_is_planned_for():
+    lines = list(seen_contexts())
+    assert len(lines) > 10
+    assert all(one.seen.mib[0] <= one.seen.mib[1] <= one.planned_mib for one in lines)
+
+
+def test_the_table_of_what_nobody_measured_is_what_the_data_files_say():
+    table = unmeasured_table()
+    for words in ("host_link", "100 Gbit/s", "unmeasured: L40S", "Pascal"):
+        assert words in table

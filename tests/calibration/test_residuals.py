@@ -2,8 +2,13 @@
 
 import pytest
 
+from calibration.measuring.grid import grid
+from calibration.measuring.measurement import Attempt, Expected, Measurement
 from calibration.residuals import GROUPINGS, as_toml, coverage, fitted, now_fitted, student_t
+from planner.memory.estimate import estimate
 from planner.memory.verdict import verdict
+from planner.records.run_record import Measured, Prediction
+from profiles.gpu_catalog import find_gpu
 from profiles.residuals import Residuals, residuals
 
 
@@ -69,6 +74,34 @@ def test_fewer_runs_make_a_wider_range(now):
     high_of = {len(runs): fitted(runs).spread("any", "fused").high for runs in (few, middle)}
     spread_of_few = max(one.share for one in few) - min(one.share for one in few)
     assert high_of[len(few)] > high_of[len(middle)] or spread_of_few == 0
+
+
+def test_records_of_a_card_are_taken_up_but_not_those_within_a_cap_or_of_other_trainers(tmp_path):
+    h100 = find_gpu("h100")
+    plans = [one for one in grid(h100, draws=60) if one.point.config.method == "lora"][:4]
+    lines = [record(one.point, h100) for one in plans]
+    point = lines[0].point
+    capped = point.model_copy(update={"cap_bytes": 2**34})
+    theirs = point.model_copy(update={"trainer": "trl"})
+    lines += [lines[0].model_copy(update={"point": other}) for other in (capped, theirs)]
+    path = tmp_path / "h100.jsonl"
+    path.write_text("".join(f"{line.model_dump_json()}\n" for line in lines))
+    _, found = now_fitted([path])
+    assert found.evidence(h100, "lora").words == "4 lora runs measured on this card"
+    assert "h100.jsonl" in found.source
+    assert "h100.jsonl" in found.spread("any", "fused").groups + found.spread("any", "eager").groups
+
+
+def record(point, gpu):
+    memory = estimate(point.model, point.step, gpu)
+    measured = Measured(allocated_bytes=memory.allocated_bytes, reserved_bytes=memory.reserved_bytes)
+    closed_form = Prediction(allocated_bytes=memory.allocated_bytes)
+    return Measurement(
+        time="2026-11-28T00:00:00+00:00",
+        point=point,
+        expected=Expected(closed_form=closed_form, verdict="fits"),
+        attempt=Attempt(outcome="ran", measured=measured),
+    )
 
 
 @pytest.mark.parametrize(("freedom", "table"), [(3, 4.541), (5, 3.365), (10, 2.764), (30, 2.457), (1000, 2.330)])
