@@ -47,9 +47,9 @@ Median errors by card, method and length (up to that many tokens). Allocated mem
 allocator; `left out` is with a slack that was fitted without the runs of that card. Beside the passes the slack is
 fitted to simulated steps and to no run of this table, so there the two are the same."""
 
-CONTEXT = """The CUDA context, in MiB: what messages in public show (`profiles/overheads.toml`), against 0 in a figure that
-has only torch's memory. It is planned at the high end. `left out` is what would be planned for the card if its messages
-were not known."""
+CONTEXT = """The CUDA context, in MiB: what messages in public show (`profiles/overheads.toml`), against 0 in a figure
+that has only torch's memory. It is planned at the high end. `left out` is what would be planned for the card if its
+messages were not known."""
 
 RANGE = """## The range and the verdict
 

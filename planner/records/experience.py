@@ -110,16 +110,24 @@ def agreed(ratios: Sequence[float]) -> float:
     """The ratio of measured to predicted that all but one of the runs bear out, drawn towards 1 for how few they are.
 
     It is the median of the logarithms after leaving out the run that moves it farthest from no correction, so no single
-    run decides anything, absurd or not. Of that, n runs count n / (n + 1): as if a card's own offset and the scatter of
-    its runs were equally large.
+    run decides anything. Runs on the other side of no correction, or beyond twice the correction, are not counted, and
+    so change nothing. Of that, n runs count n / (n + 1): as if a card's own offset and the scatter of its runs were
+    equally large.
     """
-    logs = sorted(math.log(ratio) for ratio in ratios)
+    logs = [math.log(ratio) for ratio in ratios]
+    rough = _borne_out(logs)
+    counted = [log for log in logs if abs(log - rough) <= abs(rough)]
+    return math.exp(_borne_out(counted) * len(counted) / (len(counted) + 1))
+
+
+def _borne_out(logs: Sequence[float]) -> float:
+    """The median nearest to 0 that is left when one is taken away; 0 for a single one."""
     if len(logs) < 2:
-        return 1.0
-    without_one = [median(logs[:i] + logs[i + 1 :]) for i in range(len(logs))]
+        return 0.0
+    without_one = [median([*logs[:i], *logs[i + 1 :]]) for i in range(len(logs))]
     if min(without_one) <= 0 <= max(without_one):
-        return 1.0
-    return math.exp(min(without_one, key=abs) * len(logs) / (len(logs) + 1))
+        return 0.0
+    return min(without_one, key=abs)
 
 
 def _learned(runs: Sequence[StoredRun], gpu: GpuProfile | None) -> Lesson:

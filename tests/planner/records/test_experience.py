@@ -38,6 +38,14 @@ def test_one_absurd_record_changes_nothing(absurd):
     assert lesson([made_up_run(9, memory=absurd, speed=absurd)]).memory_factor == 1.0
 
 
+@pytest.mark.parametrize("absurd", [0.1, 0.6, 1.6, 1.9, 50.0])
+def test_one_absurd_record_changes_nothing_of_what_three_biased_runs_taught(absurd):
+    biased = [made_up_run(n, memory=memory, speed=0.7) for n, memory in enumerate((1.15, 1.12, 1.17))]
+    taught, again = lesson(biased), lesson([*biased, made_up_run(9, memory=absurd, speed=absurd**-3)])
+    assert taught.memory_factor > 1.09
+    assert (again.memory_factor, again.speed_factor) == pytest.approx((taught.memory_factor, taught.speed_factor))
+
+
 @given(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=11), st.floats(1e-6, 1e6))
 def test_no_single_run_moves_the_answer_beyond_the_others(ratios, absurd):
     bounds = [1.0, *ratios]
