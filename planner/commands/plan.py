@@ -32,8 +32,8 @@ from planner.config.run_config import RunConfig
 from planner.config.settings import knobs_in
 from planner.report.document import print_json
 from planner.report.plan_document import losers_document, plan_document
-from planner.search.planning import Plan, make_plan
-from planner.verbs.answers import planned_request
+from planner.search.planning import Plan
+from planner.verbs.answers import best_plan, planned_request
 from profiles.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ def plan(
         recipe=recipe,
     )
     card = gpu if recipe or model is None else card_or_told(gpu)
-    found = make_plan(planned_request(model, card, wishes, TERMINAL))
+    found = best_plan(planned_request(model, card, wishes, TERMINAL), TERMINAL)
     if output is not None and found.config is not None:
         _write(found, found.config, output)
     write_plot(found, plot)

@@ -24,6 +24,7 @@ from planner.step.hardware import attention_implementations, objections, precisi
 from profiles.build_architecture import architecture
 from profiles.errors import ConfigError
 from profiles.model import ModelProfile
+from profiles.peft_method import base_of, check_lora, find_method
 
 Knobs = dict[str, Any]
 
@@ -152,11 +153,20 @@ def groups(request: Request, max_length: int, rank: int) -> Iterator[Group]:
     )
     offered = tuple(option for option in CHECKPOINTS if request.gpu or not option["checkpoint_offload"])
     checkpoints = _valid_checkpoints(_pinned(offered, request.knobs))
+    refusals, num_found = list[str](), 0
     for lossiness, knobs in _fixed_knobs(request):
-        first = _config(request, knobs | checkpoints[0] | batches[0], max_length, rank)
+        refused = [_adapter_refusal(request, knobs | row) for row in checkpoints]
+        refusals += filter(None, refused)
+        trained = [row for row, refusal in zip(checkpoints, refused, strict=True) if refusal is None]
+        if not trained:
+            continue
+        num_found += 1
+        first = _config(request, knobs | trained[0] | batches[0], max_length, rank)
         for objection in objections(first, request.model, request.gpu):
             raise ConfigError(objection)
-        yield Group(lossiness, tuple(Row(first, row, batches) for row in checkpoints))
+        yield Group(lossiness, tuple(Row(first, row, batches) for row in trained))
+    if not num_found:
+        raise ConfigError(refusals[0])
 
 
 def _fixed_knobs(request: Request) -> Iterator[tuple[Lossiness, Knobs]]:
@@ -225,6 +235,20 @@ def _refusal(section: ParallelKnobs | None, knobs: Knobs) -> str | None:
         section.check_optimizer(knobs["optim"])
     except ValueError as error:
         return str(error)
+    return None
+
+
+def _adapter_refusal(request: Request, knobs: Knobs) -> str | None:
+    """Why the adapter that the user named does not train with `knobs`; None if it does, or is plain LoRA."""
+    peft, lora = request.knobs.get("peft"), request.knobs.get("lora")
+    base = base_of(knobs["quantization"], knobs["dtype"])
+    try:
+        if peft:
+            find_method(peft["type"]).check_base(base, knobs)
+        elif lora:
+            check_lora(lora, base, knobs)
+    except ConfigError as error:
+        return error.message
     return None
 
 

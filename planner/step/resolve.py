@@ -207,18 +207,18 @@ def _needs_mask(config: RunConfig, arch: Architecture) -> bool:
 def _adapter(config: RunConfig, arch: Architecture, traits: TrainerProfile) -> Adapter | None:
     dtype = traits.quantized_adapter_dtype if config.quantization else traits.adapter_dtype
     if config.peft is not None:
-        return adapter_in_options(config.peft.type, config.peft.options, dtype, _linear_names(arch))
+        return adapter_in_options(config.peft.type, config.peft.options, dtype, linear_names(arch))
     if config.lora is None:
         return None
     options = config.lora.model_dump() | {"target_modules": target_modules(config.lora, arch)}
-    adapter = adapter_in_options("LORA", options, dtype, _linear_names(arch))
+    adapter = adapter_in_options("LORA", options, dtype, linear_names(arch))
     # TRL's trainers of preferences switch all dropout off.
     return adapter if config.objective == "sft" else replace(adapter, dropout=0.0)
 
 
 def target_modules(lora: LoraKnobs, arch: Architecture) -> tuple[str, ...]:
     """Names of the modules that get an adapter, sorted. Raises ConfigError for one that the model does not have."""
-    known = _linear_names(arch)
+    known = linear_names(arch)
     if lora.target_modules == "all-linear":
         return known
     for name in lora.target_modules:
@@ -231,5 +231,6 @@ def target_modules(lora: LoraKnobs, arch: Architecture) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def _linear_names(arch: Architecture) -> tuple[str, ...]:
+def linear_names(arch: Architecture) -> tuple[str, ...]:
+    """The names of all Linear modules that `all-linear` stands for, sorted."""
     return tuple(sorted({linear.name for linear, _ in arch.linears()}))

@@ -44,7 +44,7 @@ from planner.predict.prediction import OWN_TRAINER, Prediction, predict, predict
 from planner.search.common_cards import COMMON_CARDS, ask_common_cards, cheapest
 from planner.search.planning import Plan, make_plan
 from planner.search.request import Request
-from profiles.errors import ConfigError
+from profiles.errors import ConfigError, UnsupportedError
 
 ANY = "any"
 """In place of a card: whichever of the common ones."""
@@ -147,7 +147,7 @@ def plan(
         knobs=knobs or {},
         recipe=recipe,
     )
-    return make_plan(planned_request(model, gpu, wishes, access))
+    return best_plan(planned_request(model, gpu, wishes, access), access)
 
 
 def estimate(
@@ -215,10 +215,23 @@ def answer(model: str, gpu: str | None, wishes: Wishes, access: Access = FULL_AC
     """`can` with its wishes as one object."""
     card = None if gpu == ANY else find_card(gpu) if gpu else own_card()
     if card is not None:
-        return make_plan(request_for(model, card, wishes, access))
+        return best_plan(request_for(model, card, wishes, access), access)
     request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, access)
     answers = ask_common_cards(request)
     return replace(make_plan(replace(request, gpu=cheapest(answers).gpu)), cards=answers)
+
+
+def best_plan(request: Request, access: Access = FULL_ACCESS) -> Plan:
+    """The plan for `request`, with a trace of the choice where an adapter is not described. Raises as `plan` does."""
+    try:
+        return make_plan(request)
+    except UnsupportedError as error:
+        if access.tracing is None:
+            raise
+        # Only here: most plans have no use for what starts traces.
+        from planner.predict.traced_plan import traced_plan
+
+        return traced_plan(request, error.message, access.tracing)
 
 
 def planned_request(model: str | None, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS) -> Request:

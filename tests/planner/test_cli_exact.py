@@ -57,6 +57,18 @@ def test_an_undescribed_encoder_decoder_begins_with_the_loss_that_it_has(tmp_pat
     assert configuration(str(tmp_path), "t4", Wishes())[0].loss == "fused"
 
 
+@pytest.mark.slow
+def test_a_method_that_only_a_trace_knows_is_planned_with_what_the_trace_finds(tmp_path):
+    run_file = tmp_path / "run.yaml"
+    asked = ("--gpu", "t4", "--method", "peft", "--set", "peft.type=IA3", "--max-length", 512, "--json")
+    plan = fitune("plan", "SmolLM2-135M", *asked, "-o", run_file)
+    found = json.loads(plan.stdout)
+    assert (plan.returncode, found["verdict"], found["config"]["peft"]["type"]) == (0, "fits", "IA3")
+    assert "was traced" in found["notes"][-1]
+    again = json.loads(fitune("estimate", run_file, "--json").stdout)
+    assert again["process_bytes"] == found["estimate"]["process_bytes"]
+
+
 def test_exact_traces_what_the_closed_form_describes():
     run = fitune("estimate", "SmolLM2-135M", "--gpu", "t4", "--exact", "--json")
     exact = json.loads(run.stdout)
