@@ -7,7 +7,7 @@ from planner.data.lengths import LENGTH_STEP
 from planner.memory.estimate import MemoryEstimate
 from planner.memory.verdict import missing_bytes
 from planner.search.candidate import Candidate
-from planner.search.ranking import Estimator, search
+from planner.search.ranking import Estimator, SearchResult, search
 from planner.search.request import Request, RequestedMethod, groups_of
 from planner.search.space import CHECKPOINTS, OPTIMIZERS, openings
 from planner.step.cluster import Cluster
@@ -65,7 +65,7 @@ def _shorter_rows(request: Request, estimator: Estimator) -> Iterator[Change]:
     while length and length // 2 >= SHORTEST_SUGGESTED:
         length //= 2
         shorter = replace(request, knobs={**request.knobs, "max_length": length})
-        if fitting := _fitting(shorter, estimator):
+        if _fitting(_frugal(shorter), estimator) and (fitting := _fitting(shorter, estimator)):
             yield Change(f"max_length {length}", fitting)
 
 
@@ -120,11 +120,19 @@ def _other_card(request: Request, estimator: Estimator) -> Iterator[Change]:
     """The cheapest card by the hour; where none has a price, the smallest."""
     if request.gpu is None or request.cluster.instance is not None:
         return
+    least: dict[tuple[object, ...], int] = {}
     for gpu in sorted(all_gpus(), key=_cost):
-        if gpu.memory_bytes > request.usable_bytes and gpu.vendor == (request.gpu.vendor or "NVIDIA"):
-            bigger = request.on(gpu)
-            if _fitting(_frugal(bigger), estimator) and (fitting := _fitting(bigger, estimator)):
-                yield Change(_offer(gpu, request.cluster), fitting, gpu)
+        # The same step has the same tensors on every card that does the same.
+        kind = gpu.supports_bf16, gpu.supports_int8, gpu.supports_bnb_4bit, gpu.supports_flash_attention
+        enough = gpu.memory_bytes > max(request.usable_bytes, least.get(kind, 0))
+        if not enough or gpu.vendor != (request.gpu.vendor or "NVIDIA"):
+            continue
+        bigger = request.on(gpu)
+        frugal = _searched(_frugal(bigger), estimator)
+        if frugal is None or frugal.closest.verdict != "fits":
+            least[kind] = frugal.closest.estimate.allocated_bytes if frugal else 0
+        elif fitting := _fitting(bigger, estimator):
+            yield Change(_offer(gpu, request.cluster), fitting, gpu)
 
 
 def _cost(gpu: GpuProfile) -> tuple[bool, float, int]:
@@ -138,12 +146,16 @@ def _offer(gpu: GpuProfile, cluster: Cluster) -> str:
 
 
 def _fitting(request: Request, estimator: Estimator) -> Candidate | None:
+    found = _searched(request, estimator)
+    return found.best if found and found.best and found.best.verdict == "fits" else None
+
+
+def _searched(request: Request, estimator: Estimator) -> SearchResult | None:
+    """The best for `request`; None if a knob that the user pinned does not suit the other card."""
     try:
-        best = search(request, estimator).best
+        return search(request, estimator, only_best=True)
     except ConfigError:
-        # A knob that the user pinned may not suit the other card.
         return None
-    return best if best is not None and best.verdict == "fits" else None
 
 
 def _frugal(request: Request) -> Request:

@@ -4,9 +4,9 @@ import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import parse_qsl
 
 from anyio import to_thread
@@ -33,6 +33,11 @@ from profiles.errors import FituneError
 from profiles.model_catalog import ResolvedModel, resolve_model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Part = Literal["options", "cards"]
+"""What takes longer than the answer, and is asked for when the answer is there."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
 REMEMBERED = 256
 """Answers that are kept; each is small without the configurations that lost."""
 
@@ -138,15 +143,15 @@ class Page:
         self._choices: FormChoices = form_choices(has_card=own_card() is not None, folders=settings.folders)
         self._kept_plan = lru_cache(REMEMBERED)(self._ask)
         self._kept_answer = lru_cache(REMEMBERED)(self._write_answer)
-        self._kept_cards = lru_cache(REMEMBERED)(self._write_cards)
+        self._kept_part = lru_cache(REMEMBERED)(self._write_part)
 
     def add_to(self, app: FastAPI) -> None:
         """Answer at the paths of the page."""
         pages: dict[str, Callable[..., Response]] = {
             "/": self.index,
             "/answer": self.answer,
-            "/cards": self.cards,
-            "/cards/list": self.cards_list,
+            **{f"/{part}": partial(self.part, part) for part in PARTS},
+            **{f"/{part}/list": partial(self.part_list, part) for part in PARTS},
             "/reference": self.reference,
         }
         if self._settings.shows_runs:
@@ -180,13 +185,13 @@ class Page:
             return HTMLResponse(self._answer(PageQuestion.of(query), request.query_params.get("before")))
         return HTMLResponse(self._error(problem[0]))
 
-    def cards(self, request: Request) -> HTMLResponse:
-        """The same question on the common cards, as a page of its own."""
-        return HTMLResponse(self._html("cards_page.html", shown=self._cards(request)))
+    def part(self, part: Part, request: Request) -> HTMLResponse:
+        """What is asked after the answer, as a page of its own."""
+        return HTMLResponse(self._html("part_page.html", shown=self._part(part, request)))
 
-    def cards_list(self, request: Request) -> HTMLResponse:
+    def part_list(self, part: Part, request: Request) -> HTMLResponse:
         """The same without the page around it."""
-        return HTMLResponse(self._cards(request))
+        return HTMLResponse(self._part(part, request))
 
     def run_file(self, request: Request) -> Response:
         """The run file, to be kept."""
@@ -233,16 +238,18 @@ class Page:
                 earlier = self._plan(PageQuestion.of(parse_qsl(before)))
         return self._html("answer.html", answer=page_answer(question, self._plan(question), earlier))
 
-    def _cards(self, request: Request) -> str:
+    def _part(self, part: Part, request: Request) -> str:
         with _told() as problem:
             question = PageQuestion.of(request.query_params.multi_items())
             stamp = self._stamp(question)
-            write = self._write_cards if stamp is None else self._kept_cards
-            return write(question, stamp)
+            write = self._write_part if stamp is None else self._kept_part
+            return write(part, question, stamp)
         return self._error(problem[0])
 
-    def _write_cards(self, question: PageQuestion, stamp: int | None) -> str:
-        return self._html("cards.html", lines=card_lines(question, self._plan(question)))
+    def _write_part(self, part: Part, question: PageQuestion, stamp: int | None) -> str:
+        if part == "cards":
+            return self._html("cards.html", lines=card_lines(question, self._plan(question)))
+        return self._html("options.html", answer=page_answer(question, self._ask(question, only_best=False), None))
 
     def _error(self, error: FituneError) -> str:
         return self._html("error.html", error=error)
@@ -258,8 +265,8 @@ class Page:
         store = store_path()
         return store.stat().st_mtime_ns if store and store.exists() else 0
 
-    def _ask(self, question: PageQuestion, stamp: int | None = None) -> Plan:
-        return replace(question.ask(self._access), losers=Losers())
+    def _ask(self, question: PageQuestion, stamp: int | None = None, *, only_best: bool = True) -> Plan:
+        return replace(question.ask(self._access, only_best=only_best), losers=Losers())
 
     def _html(self, template: str, **context: object) -> str:
         shown = {"shows_runs": self._settings.shows_runs, "version": version()}

@@ -79,14 +79,14 @@ class PageQuestion:
         kept = [setting for setting in self.settings if setting.partition("=")[0] not in names]
         return replace(self, settings=(*kept, *new))
 
-    def ask(self, access: Access) -> Plan:
-        """The answer. Raises InputError."""
+    def ask(self, access: Access, *, only_best: bool = False) -> Plan:
+        """The answer; with `only_best` much sooner, without all that could be traded. Raises InputError."""
         wishes = self._wishes()
         if self.recipe:
-            return make_plan(planned_request(self.model or None, self.gpu or None, wishes, access))
+            return make_plan(planned_request(self.model or None, self.gpu or None, wishes, access), only_best=only_best)
         if not self.model:
             raise ConfigError("no model is named", hint="type one, such as 7b or mistralai/Mistral-7B-v0.1")
-        return answer(self.model, self.gpu or ANY, wishes, access)
+        return answer(self.model, self.gpu or ANY, wishes, access, only_best=only_best)
 
     def _wishes(self) -> Wishes:
         numbers: dict[str, Any] = {name: _number(name, getattr(self, name)) for name in NUMBERS}

@@ -211,20 +211,23 @@ def estimate(
     return predicted(subject if isinstance(subject, RunConfig) else str(subject), gpu, wishes, trainer, exact, access)
 
 
-def answer(model: str, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS) -> Plan:
-    """`can` with its wishes as one object."""
+def answer(
+    model: str, gpu: str | None, wishes: Wishes, access: Access = FULL_ACCESS, *, only_best: bool = False
+) -> Plan:
+    """`can` with its wishes as one object; with `only_best` some alternatives are not looked for."""
     card = None if gpu == ANY else find_card(gpu) if gpu else own_card()
     if card is not None:
-        return best_plan(request_for(model, card, wishes, access), access)
+        return best_plan(request_for(model, card, wishes, access), access, only_best=only_best)
     request = request_for(model, find_card(COMMON_CARDS[-1]), wishes, access)
     answers = ask_common_cards(request)
-    return replace(make_plan(replace(request, gpu=cheapest(answers).gpu)), cards=answers)
+    plan = make_plan(replace(request, gpu=cheapest(answers).gpu), only_best=only_best)
+    return replace(plan, cards=answers)
 
 
-def best_plan(request: Request, access: Access = FULL_ACCESS) -> Plan:
+def best_plan(request: Request, access: Access = FULL_ACCESS, *, only_best: bool = False) -> Plan:
     """The plan for `request`, with a trace of the choice where an adapter is not described. Raises as `plan` does."""
     try:
-        return make_plan(request)
+        return make_plan(request, only_best=only_best)
     except UnsupportedError as error:
         if access.tracing is None:
             raise

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from planner.report.answer import verdict_sentence
 from planner.report.plan_document import plan_document
 from planner.report.run_file_header import run_file_header
 from planner.search.planning import Plan
+from planner.search.ranking import Losers
 from planner.units import format_bytes
 
 USERS = 50
@@ -40,18 +42,26 @@ def api(url: str, question: Question) -> bool:
 
 
 def page(url: str, question: Question) -> bool:
-    """Ask the page; whether its sentence, its figures and its run file are those of the planner."""
+    """Ask the page for its answer; whether its sentence, figures and run file are those of the planner."""
     query = urlencode(dict(zip(("model", "gpu", "max_length"), question, strict=True)))
     with urllib.request.urlopen(f"{url}/answer?{query}", timeout=60) as response:  # noqa: S310
         shown = response.read().decode()
     return all(part in shown for part in shown_of(EXPECTED[question]))
 
 
+def options(url: str, question: Question) -> bool:
+    """Ask the page what could be traded; whether it is what the planner knows."""
+    query = urlencode(dict(zip(("model", "gpu", "max_length"), question, strict=True)))
+    with urllib.request.urlopen(f"{url}/options/list?{query}", timeout=60) as response:  # noqa: S310
+        shown = response.read().decode()
+    needs = [format_bytes(option.estimate.process_bytes) for option in EXPECTED[question].alternatives]
+    return all(f">{size}<" in shown for size in needs)
+
+
 def shown_of(plan: Plan) -> list[str]:
     """What the page has to show of a plan."""
     low, high = (format_bytes(edge) for edge in plan.estimate.interval_bytes)
     parts = [verdict_sentence(plan), f"{low} to {high} of {format_bytes(plan.usable_bytes)}"]
-    parts += [format_bytes(option.estimate.process_bytes) for option in plan.alternatives]
     if plan.config is not None:
         parts.append(run_file_text(plan.config, run_file_header(plan, plan.config)))
     return [str(escape(part)) for part in parts]
@@ -84,7 +94,7 @@ def questions(more: int) -> list[Question]:
     """Questions, whose right answers are kept; other ones for each number of `more` tokens."""
     asked = [(model, gpu, length + more) for model, gpu, length in product(MODELS, CARDS, LENGTHS)]
     for model, gpu, length in asked:
-        EXPECTED[model, gpu, length] = planner.can(model, gpu, max_length=length)
+        EXPECTED[model, gpu, length] = replace(planner.can(model, gpu, max_length=length), losers=Losers())
     return asked
 
 
@@ -98,6 +108,7 @@ if __name__ == "__main__":
             measure("api", api, address, USERS, sets[1])
             measure("page", page, address, 1, sets[2])
             measure("page", page, address, USERS, sets[3])
+            measure("options", options, address, USERS, sets[3])
             measure("page, repeated", page, address, USERS, sets[3] * 5)
         finally:
             server.terminate()

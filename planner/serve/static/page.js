@@ -56,8 +56,8 @@ async function ask({ push = false } = {}) {
 
 async function fill(signal) {
   for (const copy of shown.querySelectorAll(".copy")) copy.hidden = !navigator.clipboard;
-  const cards = document.getElementById("cards");
-  if (cards) cards.innerHTML = await text(cards.dataset.src, signal);
+  // One after the other: what could be traded is read first.
+  for (const part of shown.querySelectorAll("[data-src]")) part.innerHTML = await text(part.dataset.src, signal);
 }
 
 function showFields(query) {

@@ -1,7 +1,6 @@
 """The page as the server writes it, without a browser."""
 
 import re
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
@@ -101,12 +100,22 @@ def test_cards_have_time_and_cost(served):
     assert f"{cost.usd:,.2f}" in words
 
 
-def test_cards_are_a_page_of_their_own_without_a_script(served):
-    _, whole = served.get(link("/cards", model="7b", gpu="T4"))
-    _, part = served.get(link("/cards/list", model="7b", gpu="T4"))
+@pytest.mark.parametrize("name", ["options", "cards"])
+def test_what_comes_after_the_answer_is_a_page_of_its_own_without_a_script(served, name):
+    _, answer = served.get(link(model="7b", gpu="T4"))
+    assert f'href="/{name}?model=7b&amp;gpu=T4"' in answer
+    _, whole = served.get(link(f"/{name}", model="7b", gpu="T4"))
+    _, part = served.get(link(f"/{name}/list", model="7b", gpu="T4"))
     assert part in whole
     assert "page.css" in whole
     assert "page.css" not in part
+
+
+def test_what_could_be_traded_is_all_that_the_planner_knows(served):
+    _, html = served.get(link("/options/list", model="8b", gpu="24GB"))
+    alternatives = planner.can("8b", "24GB").alternatives
+    assert html.count('class="ask"') == len(alternatives) > 3
+    assert all(format_bytes(one.estimate.process_bytes) in html for one in alternatives)
 
 
 def test_any_card_answers_for_the_cheapest(served):
@@ -152,22 +161,32 @@ def test_a_server_for_other_machines_shows_no_runs():
     assert not ServerSettings(host="0.0.0.0").shows_runs  # noqa: S104
 
 
+QUESTIONS = (
+    {"model": "llama3.1-8b", "gpu": "RTX 4090"},
+    {"model": "7b", "gpu": "T4"},
+    {"model": "mistral-7b", "gpu": "V100-SXM2-16GB", "method": "full"},
+    {"model": "70b", "gpu": "A100-SXM4-80GB", "num_gpus": "8"},
+    {"model": "phi-2", "gpu": "T4", "num_gpus": "2"},
+    {"model": "gemma-2-9b", "gpu": "L4"},
+    {"model": "llama3.1-8b", "gpu": "H100-SXM5-80GB"},
+)
+
+
 def test_answers_take_less_than_a_tenth_of_a_second_of_a_processor():
     settings = ServerSettings()
     page = Page(settings, settings.access())
 
-    def seconds(model, gpu, length):
-        query = urlencode({"model": model, "gpu": gpu, "max_length": length}).encode()
+    def seconds(question, length):
+        query = urlencode(question | {"max_length": length}).encode()
         start = time.process_time()
         page.answer(Request({"type": "http", "query_string": query}))
         return time.process_time() - start
 
-    asked = list(product(("7b", "13b"), ("T4", "24GB", "H100-SXM5-80GB")))
-    for model, gpu in asked:
-        seconds(model, gpu, 1024)
-    # Other processes make an answer slower, never faster: the best of a few counts.
-    best = [min(seconds(model, gpu, length) for length in (1500, 2500, 3500)) for model, gpu in asked]
-    assert statistics.median(best) < ANSWER_SECONDS
+    for question in QUESTIONS:
+        seconds(question, 1024)
+    # Other processes make an answer slower, never faster: the best of a few counts. Each is a question of its own.
+    best = {str(question): min(seconds(question, length) for length in (1500, 2500, 3500)) for question in QUESTIONS}
+    assert {question: took for question, took in best.items() if took >= ANSWER_SECONDS} == {}
 
 
 def test_fifty_users_at_once_get_their_own_answers(served):
