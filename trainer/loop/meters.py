@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pynvml
 import torch
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainer.loop.live_bytes import LiveBytes
@@ -71,10 +72,18 @@ class CpuMemory(TrainerCallback):  # type: ignore[misc]
         return self._live.peak if self._counted else None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        **_: object,
     ) -> None:
-        """Count the weights."""
+        """Count the weights, and the states that a resumed run begins with."""
+        states = [value for group in optimizer.state.values() for value in group.values()]
         self._live.watch([*model.parameters(), *model.buffers()], "load")
+        self._live.watch([value for value in states if isinstance(value, torch.Tensor)], "step")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Count from here on, in the first steps."""
