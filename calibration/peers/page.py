@@ -80,6 +80,10 @@ def study_runs(folder: Path) -> Iterator[RunConfig]:
         {"objective": "orpo"},
         {"objective": "kto", "per_device_train_batch_size": 2},
         {"objective": "reward"},
+        *({"num_gpus": 4, "parallel": {"strategy": strategy}} for strategy in ("ddp", "fsdp")),
+        *({"num_gpus": 4, "parallel": {"strategy": strategy}} for strategy in ("zero1", "zero2", "zero3")),
+        {"num_gpus": 8, "parallel": {"strategy": "zero2", "offload": "optimizer"}},
+        {"num_gpus": 8, "parallel": {"strategy": "zero3", "offload": "parameters"}},
     ]
     for base, way in itertools.product(bases, ways):
         objective = way.get("objective", "sft")
@@ -134,10 +138,16 @@ def written_and_read(runs: list[RunConfig], peer: str, folder: Path) -> tuple[Ta
 
 
 def same_step(config: RunConfig, path: Path, peer: str) -> bool:
-    """Whether the file comes to the step of `config`; preferences are compared as TRL trains them."""
+    """Whether the file comes to the step of `config`; preferences are compared as TRL trains them.
+
+    The number of cards is that of the command that starts the file, as is the layout where accelerate's file has it.
+    """
     model, gpu = find_model(MODEL), find_gpu(GPU)
     document = parse_document(path.read_text("utf-8"), path)
-    file = read_peer_file(document, PEERS[peer], MODEL, model, gpu)
+    said: dict[str, Any] = {"num_gpus": config.num_gpus} if config.num_gpus > 1 else {}
+    if config.parallel is not None and (peer == "trl" or config.parallel.strategy == "ddp"):
+        said |= {"parallel": config.parallel.model_dump()}
+    file = read_peer_file(document, PEERS[peer], MODEL, model, gpu, said)
     trainer = file.traits if config.objective == "sft" else "trl"
     return resolve_step(file.config, model, gpu, trainer) == resolve_step(config, model, gpu, trainer)
 

@@ -60,7 +60,11 @@ def llama_factory(path: Path) -> None:
     """The parser of `llamafactory-cli train`."""
     from llamafactory.hparams.parser import get_train_args
 
-    get_train_args(yaml.safe_load(path.read_text("utf-8")) | HERE)
+    values = yaml.safe_load(path.read_text("utf-8"))
+    # The key is that of Transformers, which opens it only where DeepSpeed is installed.
+    if "deepspeed" in values and not Path(values.pop("deepspeed")).is_file():
+        raise FileNotFoundError("deepspeed names no file")
+    get_train_args(values | HERE)
 
 
 def trl(path: Path) -> None:

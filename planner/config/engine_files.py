@@ -1,9 +1,11 @@
 """How cards share a run in the words of the engines: accelerate's configuration file and DeepSpeed's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from planner.config.run_config import ParallelKnobs, RunConfig
+from profiles.errors import ConfigError
 
 ACCELERATE_FILE = "accelerate.yaml"
 DEEPSPEED_FILE = "deepspeed.json"
@@ -58,6 +60,20 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
         rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         content["optimizer"] = {"type": "AdamW", "params": {**rates, **ADAM}}
     return content
+
+
+def layout_of_deepspeed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `parallel` of a run with this content in DeepSpeed's file.
+
+    Raises ConfigError for what is not described.
+    """
+    section = content.get("zero_optimization") or {}
+    stage = int(section.get("stage", 0))
+    held = {name: (section.get(f"offload_{name}") or {}).get("device", "none") for name in ("optimizer", "param")}
+    if strange := [device for device in held.values() if device not in ("none", "cpu")]:
+        raise ConfigError(f"an offload to {strange[0]}, which is not described", hint="offload to cpu, or nothing")
+    offload = "parameters" if held["param"] == "cpu" else "optimizer" if held["optimizer"] == "cpu" else "none"
+    return {"strategy": f"zero{stage}" if stage else "ddp", "offload": offload}
 
 
 def fsdp_section(config: RunConfig, knobs: ParallelKnobs) -> dict[str, Any]:

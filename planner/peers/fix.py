@@ -233,6 +233,7 @@ def key_changes(file: PeerFile, config: RunConfig) -> tuple[KeyChange, ...]:
         new = _joined(values.get(key), then.get(key)) if key not in now else then.get(key)
         changes += [KeyChange(key, values.get(key), new)]
         changes += [KeyChange(name, values[name], None) for name in _same_as(file.peer, key) if name in values]
+    changes += [KeyChange(key, values[key], None) for key in file.peer.rivals(config) if values.get(key)]
     return tuple(change for change in changes if change.old != change.new)
 
 

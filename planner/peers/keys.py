@@ -33,7 +33,7 @@ class Keys:
     def __init__(self, values: Mapping[str, Any], peer: PeerKeys, path: Path) -> None:
         self.remarks: list[str] = []
         self._values, self._peer, self._path = values, peer, path
-        self._unmodeled: list[KeyAccount] = []
+        self._told: list[KeyAccount] = []
 
     def __call__(self, key: str) -> Any:  # noqa: ANN401  # whatever the file holds
         """The value of `key`, or of an older name of it, or the peer's default."""
@@ -59,11 +59,15 @@ class Keys:
 
     def leave_out(self, key: str, why: str, effect: Effect = "either") -> None:
         """List a value of an understood key that the estimate does not know."""
-        self._unmodeled.append(KeyAccount(key, self(key), "not modeled", why, effect))
+        self._told.append(KeyAccount(key, self(key), "not modeled", why, effect))
+
+    def take_in(self, key: str) -> None:
+        """Count a key that is otherwise not modeled as understood, where its value is."""
+        self._told.append(KeyAccount(key, self(key), "understood"))
 
     def accounts(self) -> tuple[KeyAccount, ...]:
         """Each key of the file, in its order."""
-        listed = {account.key: account for account in self._unmodeled}
+        listed = {account.key: account for account in self._told}
         return tuple(listed.get(key) or self._account(key, value) for key, value in self._values.items())
 
     def _account(self, key: str, value: object) -> KeyAccount:

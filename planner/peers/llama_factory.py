@@ -102,6 +102,11 @@ def refusal(config: RunConfig) -> ConfigError | None:
     return _precision_refusal(config)
 
 
+def rivals(config: RunConfig) -> tuple[str, ...]:
+    """Optimizers that LLaMA-Factory refuses beside adapters (`hparams/finetuning_args.py`)."""
+    return () if config.method == "full" else ("use_badam", "use_galore", "use_apollo")
+
+
 def _precision_refusal(config: RunConfig) -> ConfigError | None:
     """It holds what is trained in float32, and what is frozen in the dtype that it computes in."""
     wanted = {"bf16": "bfloat16", "fp16": "float16"}.get(config.mixed_precision, "bfloat16")
@@ -173,9 +178,11 @@ def _write_method(config: RunConfig) -> dict[str, Any]:
 
 
 def _precision(keys: Keys, knobs: dict[str, Any], gpu: GpuProfile | None) -> dict[str, str]:
-    """What learns is float32 unless pure_bf16; what is frozen has the dtype of the computation."""
+    """What learns is float32 unless pure_bf16 or use_badam; what is frozen has the dtype of the computation."""
     if keys("pure_bf16"):
         return {"dtype": "bfloat16", "mixed_precision": "no"}
+    if keys("use_badam"):
+        return {"dtype": "bfloat16"}
     mixed = knobs["mixed_precision"]
     if mixed != "no":
         sixteen = {"bf16": "bfloat16", "fp16": "float16"}[mixed]

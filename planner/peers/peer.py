@@ -19,7 +19,8 @@ class Peer:
     """One trainer's file format.
 
     `read` makes knobs of keys, on a card and for a model where they are known; `write` makes keys of knobs, all but
-    the data; `refusal` is why some configuration cannot be said. `model_key` names the model.
+    the data; `refusal` is why some configuration cannot be said. `model_key` names the model. `rivals` are keys that
+    the peer refuses beside a configuration.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Peer:
     refusal: Callable[[RunConfig], ConfigError | None]
     model_key: str | None
     sections: tuple[str, ...] = ()
+    rivals: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
 
     @property
     def keys(self) -> PeerKeys:
@@ -39,7 +41,14 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("axolotl", axolotl.read, axolotl.write, axolotl.refusal, "base_model"),
-        Peer("llama-factory", llama_factory.read, llama_factory.write, llama_factory.refusal, "model_name_or_path"),
+        Peer(
+            "llama-factory",
+            llama_factory.read,
+            llama_factory.write,
+            llama_factory.refusal,
+            "model_name_or_path",
+            rivals=llama_factory.rivals,
+        ),
         Peer("trl", trl.read, trl.write, trl.refusal, "model_name_or_path"),
         Peer("unsloth", unsloth.read, unsloth.write, unsloth.refusal, "model", unsloth.SECTIONS),
         Peer(

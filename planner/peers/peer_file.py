@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from planner.config.run_config import RunConfig
-from planner.config.settings import with_knobs
 from planner.peers.document import Document
 from planner.peers.keys import KeyAccount, Keys
 from planner.peers.peer import Peer
+from planner.peers.several_cards import with_layout
 from profiles.errors import ConfigError
 from profiles.gpu import GpuProfile
 from profiles.model import ModelProfile
@@ -69,7 +69,7 @@ def read_peer_file(
     reading = peer.read(keys, model, gpu)
     config = _config(reading.knobs | {"model": model_name, "gpu": gpu.name if gpu else None}, document, peer)
     traits = find_trainer(peer.keys.trainer).model_copy(update=reading.traits)
-    config = with_knobs(config, unsaid or {})
+    config = with_layout(config, keys, unsaid or {}, document.path.parent)
     return PeerFile(document, peer, config, traits, keys.accounts(), tuple(keys.remarks), unsaid or {})
 
 

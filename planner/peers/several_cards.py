@@ -1,23 +1,42 @@
-"""What an export for several cards of one machine adds: keys, the engine's files, and how the processes are started."""
+"""How a peer's run is shared among several cards of one machine: what an export adds, and what a file says of it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from planner.config.engine_files import ACCELERATE_FILE, DEEPSPEED_FILE, accelerate_config, deepspeed_config
+from planner.config.engine_files import (
+    ACCELERATE_FILE,
+    DEEPSPEED_FILE,
+    accelerate_config,
+    deepspeed_config,
+    layout_of_deepspeed,
+)
 from planner.config.run_config import RunConfig, Strategy
+from planner.config.settings import with_knobs
+from planner.peers.keys import Keys
 from profiles.errors import ConfigError
 
+DEEPSPEED: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
 STRATEGIES: dict[str, tuple[Strategy, ...]] = {
-    "axolotl": ("ddp", "zero1", "zero2", "zero3"),
-    "llama-factory": ("ddp",),
-    "trl": ("ddp", "fsdp", "zero1", "zero2", "zero3"),
+    "axolotl": ("ddp", *DEEPSPEED),
+    "llama-factory": ("ddp", *DEEPSPEED),
+    "trl": ("ddp", "fsdp", *DEEPSPEED),
     "script": ("ddp",),
 }
-"""The layouts that are written for each target; those of the others are not known well enough."""
+"""The layouts that are written for each target."""
+
+WHY_NOT = {
+    "axolotl": "Axolotl changes torch's FSDP2 in ways that nobody here has read",
+    "llama-factory": "LLaMA-Factory leaves FSDP to accelerate, with dtypes that nobody here has read",
+    "trl": "the files of accelerate that TRL takes say nothing of it",
+    "unsloth": "Unsloth's command line trains on one card",
+    "script": "the program saves as a single process does, and does not gather what is shared out",
+}
+"""Why a target has no other layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +68,48 @@ def several_cards(config: RunConfig, target: str, folder: Path) -> SeveralCards:
         case "script":
             return SeveralCards({}, files, before=f"accelerate launch --config_file {path} ")
         case "axolotl":
-            keys = {"deepspeed": str(folder / DEEPSPEED_FILE)} if files else {}
-            return SeveralCards(keys, files, after=f" --num-processes {config.num_gpus}")
+            return SeveralCards(_named(files, folder), files, after=f" --num-processes {config.num_gpus}")
         case _:
-            return SeveralCards(before=f"FORCE_TORCHRUN=1 NPROC_PER_NODE={config.num_gpus} ")
+            start = f"FORCE_TORCHRUN=1 NPROC_PER_NODE={config.num_gpus} "
+            return SeveralCards(_named(files, folder), files, before=start)
+
+
+def _named(files: dict[str, str], folder: Path) -> dict[str, Any]:
+    """The key that names DeepSpeed's file, if there is one."""
+    return {"deepspeed": str(folder / DEEPSPEED_FILE)} if files else {}
+
+
+def with_layout(config: RunConfig, keys: Keys, unsaid: Mapping[str, Any], folder: Path) -> RunConfig:
+    """`config` with what the file is silent about, and on several cards with the layout of its DeepSpeed file.
+
+    Where that is not there or not described, its key stays among those that are not counted. Raises ConfigError.
+    """
+    given = keys("deepspeed") if keys.given("deepspeed") else None
+    cards = unsaid.get("num_gpus", 1) * unsaid.get("num_nodes", 1)
+    if given is None or cards == 1 or "parallel" in unsaid:
+        return with_knobs(config, unsaid)
+    try:
+        layout = layout_of_deepspeed(_deepspeed_content(given, folder))
+        found = with_knobs(config, {**unsaid, "parallel": layout})
+    except ConfigError as error:
+        keys.leave_out("deepspeed", error.message.removeprefix("--set: "))
+        return with_knobs(config, unsaid)
+    keys.take_in("deepspeed")
+    return found
+
+
+def _deepspeed_content(given: object, folder: Path) -> Mapping[str, Any]:
+    """What stands in DeepSpeed's file, which is sought where the trainer starts, and beside the file that names it."""
+    if isinstance(given, Mapping):
+        return given
+    path = next((path for path in (Path(str(given)), folder / str(given)) if path.is_file()), None)
+    if path is None:
+        raise ConfigError(f"the layout on several cards, of which {given} would tell; there is no such file here")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the layout on several cards, but {path} cannot be read: {error}") from error
+    return content if isinstance(content, Mapping) else {}
 
 
 def _check(config: RunConfig, target: str) -> None:
@@ -65,7 +122,9 @@ def _check(config: RunConfig, target: str) -> None:
         )
     known = STRATEGIES.get(target, ())
     if knobs.strategy not in known or knobs.tensor_parallel_size * knobs.context_parallel_size > 1:
+        split = knobs.tensor_parallel_size * knobs.context_parallel_size > 1
+        what = "parallel splits products or rows" if split else f"parallel.strategy is {knobs.strategy}"
         raise ConfigError(
-            f"parallel.strategy is {knobs.strategy}, which is not written for {target}",
-            hint=f"use {' or '.join(known)}, one process a card" if known else "export a run for one card",
+            f"{what}, which is not written for {target}: {WHY_NOT[target]}",
+            hint=f"use {' or '.join(known)}, without splitting products or rows" if known else "plan for one card",
         )

@@ -1,9 +1,11 @@
 """The tables about other trainers are those of now, and their keys are those of the releases that they name."""
 
 import pytest
+import yaml
 
 from calibration.peers.environment import ask_schema, peer_environment
-from calibration.peers.page import PAGE, READ, VALIDATED, between, read_block, validated_table
+from calibration.peers.page import FILE_CARD, FILES, PAGE, READ, VALIDATED, between, read_block, validated_table
+from planner.peers.check import check_file, peer_of
 from planner.peers.peer import PEERS
 from profiles.errors import EnvironmentFault
 
@@ -39,6 +41,26 @@ def test_each_key_of_the_schema_is_accounted_for(peer, peers):
     keys = ask_schema(peer, ["--keys"], peers)
     assert len(keys) > 30
     assert [key for key in keys if PEERS[peer].keys.reason(key) is None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", ["axolotl", "llama-factory"])
+def test_the_peers_accept_a_fixed_file_as_they_accept_the_file(peer, peers, tmp_path):
+    pairs = []
+    for path in FILES.glob(f"{peer}-*"):
+        answer = check_file(*peer_of(path), gpu=FILE_CARD)
+        if answer.fix is None:
+            continue
+        pair = tmp_path / path.name, tmp_path / f"fixed-{path.name}"
+        for copy, document in zip(pair, (answer.file.document, answer.fix.document), strict=True):
+            # DeepSpeed's file of the examples is not here.
+            copy.write_text(
+                yaml.safe_dump({key: value for key, value in document.values.items() if key != "deepspeed"})
+            )
+        pairs.append(tuple(map(str, pair)))
+    said = ask_schema(peer, [path for pair in pairs for path in pair], peers)
+    assert len(pairs) >= 2
+    assert [said[fixed] for _, fixed in pairs] == [said[path] for path, _ in pairs]
 
 
 @pytest.mark.slow
