@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 LayerType = Literal["full_attention", "sliding_attention"]
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+"""Some work is done layer by layer: a shape of a billion of them, from whoever's file, must not take that for ever."""
 
 
 class ModelProfile(BaseModel):
@@ -24,8 +26,8 @@ class ModelProfile(BaseModel):
 
     hidden_size: PositiveInt = Field(description="Width of the residual stream.")
     intermediate_size: PositiveInt = Field(description="Width inside the feed-forward part.")
-    num_hidden_layers: PositiveInt = Field(description="Layers of the decoder; of the encoder if there are both.")
-    num_decoder_layers: PositiveInt | None = Field(None, description="Decoder layers of an encoder-decoder model.")
+    num_hidden_layers: Layers = Field(description="Layers of the decoder; of the encoder if there are both.")
+    num_decoder_layers: Layers | None = Field(None, description="Decoder layers of an encoder-decoder model.")
     num_attention_heads: PositiveInt = Field(description="Query heads.")
     num_key_value_heads: PositiveInt = Field(description="Key and value heads; 1 is multi-query attention.")
     head_dim: PositiveInt | None = Field(None, description="Width of a head; None: hidden_size / num_attention_heads.")

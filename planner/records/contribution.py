@@ -64,7 +64,10 @@ def to_give_away(run: StoredRun) -> Contribution:
             update={
                 "config": _bare(record.config, shape),
                 "environment": record.environment.model_copy(
-                    update={"platform": record.environment.platform.partition("-")[0]}
+                    update={
+                        "platform": record.environment.platform.partition("-")[0],
+                        "gpu": None if run.card == CPU else run.card,
+                    }
                 ),
                 "result": record.result.model_copy(update={"loss": None, "eval_loss": None}),
                 "recoveries": (),
@@ -121,7 +124,10 @@ def _may_be_path(value: object) -> bool:
 
 
 def _checked(line: str) -> StoredRun:
-    """The run in `line`. Raises InputError for the first thing that cannot be."""
+    """The run in `line`, with nothing of what no run needs to be given away: the names and texts in it are not ours.
+
+    Raises InputError for the first thing that cannot be.
+    """
     try:
         run = Contribution.model_validate_json(line).run
     except ValidationError as error:
@@ -131,7 +137,7 @@ def _checked(line: str) -> StoredRun:
     gpu = None if run.card == CPU else find_gpu(run.card)
     for why in _objections(run, gpu):
         raise DataError(why)
-    return replace(run, card=gpu.name if gpu else CPU)
+    return to_give_away(replace(run, card=gpu.name if gpu else CPU)).run
 
 
 def _objections(run: StoredRun, gpu: GpuProfile | None) -> Iterator[str]:

@@ -63,7 +63,7 @@ class Result(_Part):
     """How the run ended."""
 
     status: Status
-    steps: int = Field(description="optimizer steps done, those before a resume included")
+    steps: int = Field(ge=0, description="optimizer steps done, those before a resume included")
     max_steps: int = Field(description="optimizer steps planned")
     loss: float | None = Field(default=None, description="the last one logged")
     eval_loss: float | None = Field(default=None, description="the last one; None without evaluation data")

@@ -66,15 +66,17 @@ def remember(runs: Sequence[StoredRun], path: Path) -> int:
 
 
 def recall(path: Path, newest: int | None = None) -> list[StoredRun]:
-    """The runs in the store at `path`, oldest first; with `newest` only so many of each card and method.
+    """The runs in the store at `path`, oldest first; with `newest` only so many of each card and method, imported ones
+    only where there are fewer of this machine's.
 
     None where there is no such file. Records of another version of fitune that cannot be read any more are left out.
     Raises StoreError.
     """
     if not path.exists():
         return []
-    numbered = "SELECT *, ROW_NUMBER() OVER (PARTITION BY card, method ORDER BY time DESC) AS place FROM runs"
-    query = f"SELECT origin, card, folder, shape, record FROM ({numbered}) WHERE place <= ? ORDER BY time"  # noqa: S608
+    place = "ROW_NUMBER() OVER (PARTITION BY card, method ORDER BY origin = 'imported', time DESC)"
+    columns = "origin, card, folder, shape, record"
+    query = f"SELECT {columns} FROM (SELECT *, {place} AS place FROM runs) WHERE place <= ? ORDER BY time"  # noqa: S608
     try:
         with contextlib.closing(_reader(path)) as connection:
             rows = connection.execute(query, (newest or 2**62,)).fetchall()

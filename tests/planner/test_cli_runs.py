@@ -138,10 +138,11 @@ def test_own_runs_that_come_back_are_known(store, capsys):
         (lambda line: in_record(line, time="2999-01-01T00:00:00+00:00"), "not one of the past"),
         (lambda line: in_record(line, time="yesterday"), "no ISO 8601"),
         (lambda line: line | {"shape": {}}, "shape.hf_id: Field required"),
+        (lambda line: line | {"shape": line["shape"] | {"num_hidden_layers": 10**9}}, "shape.num_hidden_layers"),
         (lambda line: line | {"more": 1}, "more: Extra inputs are not permitted"),
         (lambda line: line | {"card": "CPU"}, "it was planned for T4, but ran on CPU"),
     ],
-    ids=["card", "memory", "bytes", "speed", "order", "future", "time", "shape", "key", "cpu"],
+    ids=["card", "memory", "bytes", "speed", "order", "future", "time", "shape", "layers", "key", "cpu"],
 )
 def test_a_foreign_run_that_cannot_be_is_refused_with_the_reason(store, tmp_path, capsys, change, why):
     good = json.loads(exported(store, [made_up_run(1), made_up_run(2)]).splitlines()[0])
@@ -151,6 +152,21 @@ def test_a_foreign_run_that_cannot_be_is_refused_with_the_reason(store, tmp_path
     err = capsys.readouterr().err
     assert err.startswith("refused: theirs.jsonl, line 1: ")
     assert why in err
+
+
+def test_names_and_texts_of_others_do_not_come_in(store, tmp_path, monkeypatch, capsys):
+    line = json.loads(exported(store, [made_up_run(1)]))
+    config = line["record"]["config"] | {"model": "\x1b[2Jevil", "output_dir": "/etc"}
+    environment = line["record"]["environment"] | {"gpu": "\x1b]0;evil\x07"}
+    line = in_record(line, config=config, environment=environment) | {"shape": line["shape"] | {"hf_id": "evil"}}
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setenv("FITUNE_STORE", str(tmp_path / "elsewhere.db"))
+    assert main(["runs", "--import", "theirs.jsonl"]) == 0
+    assert main(["runs", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "evil" not in out
+    assert "/etc" not in out
+    assert "private/llama" in out
 
 
 def test_one_bad_line_costs_no_other(store, tmp_path, monkeypatch, capsys):

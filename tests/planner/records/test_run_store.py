@@ -109,3 +109,12 @@ def test_the_store_is_where_the_user_says_or_in_the_data_folder(monkeypatch, var
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert store_path() == expected
+
+
+def test_runs_of_others_stand_in_only_where_there_are_too_few_of_this_machine(tmp_path):
+    own, foreign = (
+        [made_up_run(n, origin=origin) for n in days] for origin, days in (("own", (1, 2)), ("imported", (5, 6, 7)))
+    )
+    remember([*own, *foreign], tmp_path / "runs.db")
+    origins = [run.origin for run in recall(tmp_path / "runs.db", newest=3)]
+    assert sorted(origins) == ["imported", "own", "own"]
