@@ -91,10 +91,9 @@ class MeasuringProcess:
         self.stop()
         self._words.seek(0)
         last = (self._words.read().strip().splitlines() or ["it said nothing"])[-1]
-        why = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return Attempt(
-            outcome="failed", message=f"the process {why}, at the latest after {self._limit_seconds:.0f} s: {last}"
-        )
+        killed = f"was ended by signal {-code}, at the latest after {self._limit_seconds:.0f} s"
+        why = killed if code < 0 else f"ended with exit code {code}"
+        return Attempt(outcome="failed", message=f"the process {why}: {last}")
 
 
 def _spoils(point: Point, attempt: Attempt) -> bool:
