@@ -13,7 +13,7 @@ from pathlib import Path
 
 from planner.asking.wishes import Wishes
 from planner.peers.check import check_file, peer_of
-from planner.peers.document import read_document
+from planner.peers.document import as_written, read_document
 from planner.peers.recognition import recognize
 from planner.predict.prediction import Prediction
 from planner.units import format_bytes
@@ -62,9 +62,9 @@ def _checked(path: Path, gpu: str, strict: bool) -> Outcome:
     missing = [account.key for account in answer.file.not_counted]
     if strict and missing:
         raise ConfigError(f"it has keys that are not in the estimate: {', '.join(missing)}")
-    message = "; ".join([_words(answer), *answer.objections])
+    message = "; ".join([_words(answer), *([answer.caveat] if answer.caveat else []), *answer.objections])
     if answer.fix is not None:
-        changes = ", ".join(f"{change.key}: {change.new}" for change in answer.fix.changes)
+        changes = ", ".join(f"{change.key}: {as_written(change.new)}".rstrip() for change in answer.fix.changes)
         message += f". The smallest change that fits: {changes}"
     if missing:
         message += f". Not counted: {', '.join(missing)}"

@@ -14,6 +14,13 @@ from profiles.errors import ConfigError
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
+def as_written(value: object) -> str:
+    """A value as it stands in a file, on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_written, value))}]"
+    return {True: "true", False: "false", None: ""}[value] if isinstance(value, bool | None) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A file of `key: value` lines. `values` are what YAML 1.1, which peers read, or JSON makes of `text`."""

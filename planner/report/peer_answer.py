@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from planner.peers.check import PeerAnswer
+from planner.peers.document import as_written
 from planner.peers.fix import KeyChange
 from planner.peers.keys import KeyAccount, Status
 from planner.peers.peer_file import PeerFile
@@ -106,17 +107,10 @@ def _print_keys(console: Console, file: PeerFile) -> None:
 
 
 def _change_row(change: KeyChange) -> list[str]:
-    then = "(taken out)" if change.new is None else _written(change.new)
-    return [change.key, "(not there)" if change.old is None else _written(change.old), then]
+    then = "(taken out)" if change.new is None else as_written(change.new)
+    return [change.key, "(not there)" if change.old is None else as_written(change.old), then]
 
 
 def _shown(value: object) -> str:
-    text = _written(value)
+    text = as_written(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _written(value: object) -> str:
-    """As it stands in a file."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_written, value))}]"
-    return {True: "true", False: "false", None: ""}[value] if isinstance(value, bool | None) else str(value)

@@ -40,6 +40,20 @@ def test_each_file_is_a_line_and_the_worst_decides(folder, capsys):
     assert main(["--gpu", "rtx-4090", "axolotl-mistral-qlora.yml"]) == 0
 
 
+def test_changes_are_in_the_words_of_the_file(folder, capsys):
+    assert main(["--gpu", "t4", "axolotl-mistral-qlora.yml"]) == 1
+    said = capsys.readouterr().out
+    assert "sample_packing: false" in said
+    assert "fp16: true" in said
+
+
+def test_what_could_turn_the_verdict_is_told(folder, capsys):
+    path = Path("axolotl-mistral-qlora.yml")
+    path.write_text(path.read_text() + "lora_modules_to_save: [embed_tokens]\n")
+    assert main(["--gpu", "rtx-4090", str(path)]) == 0
+    assert "; no plain yes: lora_modules_to_save may take more" in capsys.readouterr().out
+
+
 def test_a_run_file_is_checked_as_well(folder, capsys):
     Path("run.yaml").write_text("model: mistralai/Mistral-7B-v0.1\nmethod: lora\nlora: {r: 8}\n")
     assert main(["--gpu", "t4", "run.yaml"]) in (0, 1)
