@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 # A package imports only from itself and from those before it.
 PACKAGES = ("profiles", "planner", "trainer", "calibration")
 
-# The same for the modules of planner; those of one row may import each other.
+# The same for the packages and modules of planner; those of one row may import each other.
 PLANNER_LAYERS = (
-    ("units", "version"),
+    ("units", "version", "whole_file"),
     ("config",),
     ("step",),
     ("memory",),

@@ -1,6 +1,5 @@
 """`fitune estimate` of another trainer's file: the answer, the file that fits, and the exit code."""
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from planner.peers.check import PeerAnswer, check_file, peer_of
 from planner.peers.fix import Fix
 from planner.predict.prediction import OWN_TRAINER
 from planner.report.document import print_json
+from planner.whole_file import whole_file
 from profiles.errors import ConfigError, InputError
 
 
@@ -74,18 +74,15 @@ def _check_options(subject: str, options: PeerOptions) -> None:
 def _write(fix: Fix, output: Path | None, path: Path) -> Written:
     """Write the fixed file whole or not at all: where it was asked for, or in place of the old one."""
     place, backup = output or path, None
-    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
     try:
-        unfinished.write_text(fix.document.text, encoding="utf-8")
-        if output is None:
-            shutil.copymode(path, unfinished)
-            backup = _free_name(path)
-            shutil.copy2(path, backup)
-        unfinished.replace(place)
+        with whole_file(place) as unfinished:
+            unfinished.write_text(fix.document.text, encoding="utf-8")
+            if output is None:
+                shutil.copymode(path, unfinished)
+                backup = _free_name(path)
+                shutil.copy2(path, backup)
     except OSError as error:
         raise InputError(f"{place} cannot be written: {error}", hint="-o names another place") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return Written(place, backup)
 
 

@@ -1,7 +1,6 @@
 """The run file: a `RunConfig` as YAML, written with comments and read back strictly."""
 
 import difflib
-import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from planner.config.run_config import RunConfig
+from planner.whole_file import whole_file
 from profiles.errors import ConfigError
 
 VERSION = 1
@@ -87,7 +87,8 @@ def write_run_file(config: RunConfig, path: Path, comment_lines: Iterable[str] =
 
     The file appears whole or not at all: an interrupted write leaves the old one.
     """
-    _replace_file(path, run_file_text(config, comment_lines))
+    with whole_file(path) as unfinished:
+        unfinished.write_text(run_file_text(config, comment_lines), encoding="utf-8")
 
 
 def run_file_text(config: RunConfig, comment_lines: Iterable[str] = ()) -> str:
@@ -209,13 +210,3 @@ def _meaning(parts: Sequence[int | str]) -> str | None:
     names = [part for part in parts if isinstance(part, str)]
     field = _section_of(names[:-1]).model_fields.get(names[-1]) if names else None
     return f"{names[-1]}: {field.description}" if field and field.description else None
-
-
-def _replace_file(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """A run in the files of another trainer, complete and with the version they were written for."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +14,7 @@ from planner.peers.data import DATA_KEYS, data_source
 from planner.peers.peer import PEERS, writable_peers
 from planner.peers.several_cards import SeveralCards, several_cards
 from planner.peers.trl import COMMANDS
+from planner.whole_file import whole_file
 from profiles.errors import ConfigError
 
 SCRIPT = "script"
@@ -92,13 +92,8 @@ def write_export(export: Export, *, force: bool = False) -> None:
     if there and not force:
         raise ConfigError(f"there is a file {there[0]} already", hint="--force overwrites it")
     for path, text in export.files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with whole_file(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _header(config: RunConfig, target: str, command: str, remarks: tuple[str, ...]) -> str:
