@@ -172,7 +172,7 @@ def _time_objections(record: RunRecord) -> Iterator[str]:
 def _error_objections(run: StoredRun, gpu: GpuProfile | None) -> Iterator[str]:
     compared = ratios(run, gpu)
     if compared is None:
-        yield "it did not end well, or the closed form does not describe it, so it cannot be judged"
+        yield "it failed, ran on several cards, or is nothing that the closed form describes, so it cannot be judged"
         return
     for what, ratio, most in zip(("memory", "speed"), compared, (MOST_MEMORY_FACTOR, MOST_SPEED_FACTOR), strict=True):
         if ratio is not None and not 1 / most <= ratio <= most:
