@@ -42,6 +42,9 @@ class ResolvedModel:
     reference: ReferenceShape | None = None
 
 
+_HINT = "`fitune models` lists all names; a Hub id such as owner/name or a folder with config.json works too"
+
+
 def resolve_model(name: str, *, folders: bool = True, hub: bool = True) -> ResolvedModel:
     """The model that a user means: a folder with config.json, a catalogued name, a bare size, or else a Hub id.
 
@@ -71,7 +74,7 @@ def find_model(name: str) -> ModelProfile:
     known = _named_model(reference.hf_id if reference else name)
     if known is not None:
         return known
-    raise UnknownModelError(f"no model is called {name!r}{_nearest(name)}", hint="`fitune models` lists all names")
+    raise UnknownModelError(f"no model is called {name!r}{_nearest(name)}", hint=_HINT)
 
 
 def reference_shape(name: str) -> ReferenceShape | None:

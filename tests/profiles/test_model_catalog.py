@@ -112,7 +112,7 @@ def test_misspelled_name_is_answered_with_the_nearest_names():
 def test_unknown_name_points_to_the_list_of_models():
     with pytest.raises(UnknownModelError, match="no model is called 'xyzzy'") as caught:
         find_model("xyzzy")
-    assert caught.value.hint == "`fitune models` lists all names"
+    assert caught.value.hint.startswith("`fitune models` lists all names; a Hub id")
 
 
 def test_answer_for_a_bare_size_says_which_shape_was_used():
