@@ -95,7 +95,7 @@ class Plan:
 
 
 def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: bool = False) -> Plan:
-    """The best plan for `request`; with `only_best` some alternatives are not looked for.
+    """The best plan for `request`; with `only_best` neither some alternatives nor nearest changes are looked for.
 
     Raises ConfigError for knobs that contradict each other or the card.
     """
@@ -117,7 +117,7 @@ def make_plan(request: Request, estimator: Estimator = estimate, *, only_best: b
         alternatives=result.alternatives,
         losers=result.losers,
         shortfall=None if best else shortfall(shown.estimate, usable, request.cluster.host_memory_bytes),
-        nearest=() if best else nearest_changes(request, estimator),
+        nearest=() if best or only_best else nearest_changes(request, estimator),
         notes=tuple(_notes(request, shown.config, planned=best is not None)),
     )
 

@@ -157,6 +157,11 @@ class PageAnswer:
         return run_file_text(config, run_file_header(self.plan, config)) if config else None
 
     @property
+    def options_title(self) -> str:
+        """What the options are."""
+        return "What could be traded" if self.plan.config else "The nearest changes that fit"
+
+    @property
     def options(self) -> list[Option]:
         """The alternatives, or what would make it fit."""
         if self.plan.config is None:

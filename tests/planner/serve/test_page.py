@@ -118,6 +118,13 @@ def test_what_could_be_traded_is_all_that_the_planner_knows(served):
     assert all(format_bytes(one.estimate.process_bytes) in html for one in alternatives)
 
 
+def test_what_would_fit_is_all_that_the_planner_knows(served):
+    _, html = served.get(link("/options/list", model="mistral-7b", gpu="V100-SXM2-16GB", method="full"))
+    nearest = planner.can("mistral-7b", "V100-SXM2-16GB", method="full").nearest
+    assert html.count('class="ask"') == len(nearest) > 1
+    assert all(change.what in unescape(html) for change in nearest)
+
+
 def test_any_card_answers_for_the_cheapest(served):
     _, html = served.get(link(model="70b", gpu="any"))
     answer = planner.can("70b", "any")
@@ -165,6 +172,7 @@ QUESTIONS = (
     {"model": "llama3.1-8b", "gpu": "RTX 4090"},
     {"model": "7b", "gpu": "T4"},
     {"model": "mistral-7b", "gpu": "V100-SXM2-16GB", "method": "full"},
+    {"model": "70b", "gpu": "T4"},
     {"model": "70b", "gpu": "A100-SXM4-80GB", "num_gpus": "8"},
     {"model": "phi-2", "gpu": "T4", "num_gpus": "2"},
     {"model": "gemma-2-9b", "gpu": "L4"},
