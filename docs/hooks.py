@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 FROM_REPOSITORY = {
     "readme.md": "README.md",
     "errors.md": "calibration/ERRORS.md",
+    "constants.md": "calibration/ACCURACY.md",
     "methods.md": "trainer/METHODS.md",
     "faults.md": "trainer/FAULTS.md",
 }
