@@ -38,13 +38,13 @@ DIGITS = 3
 
 def fitted(runs: Sequence[JudgedRun]) -> Residuals:
     """The spreads of those of `runs` that publish reserved memory and are not of several cards or a nearly full one."""
-    alone = [one for one in runs if one.run.num_gpus == 1]
-    used = [one for one in alone if one.share is not None and one.run.grade == "A"]
+    alone = [one for one in runs if one.num_gpus == 1]
+    used = [one for one in alone if one.share is not None and one.exact]
     spreads = []
     for attention in get_args(AttentionKind):
         alike = [one for one in used if one.attention == attention]
-        for method in (ANY, *sorted({one.run.method for one in alike})):
-            of_method = [one for one in alike if method in (ANY, one.run.method)]
+        for method in (ANY, *sorted({one.method for one in alike})):
+            of_method = [one for one in alike if method in (ANY, one.method)]
             if len(of_method) >= (2 if method == ANY else FEWEST):
                 spreads.append(_spread(method, attention, of_method))
     return Residuals(source="", unmeasured=_between_cards(used), spreads=tuple(spreads), cards=_cards(alone))
@@ -63,7 +63,7 @@ def _spread(method: str, attention: AttentionKind, runs: Sequence[JudgedRun]) ->
         attention=attention,
         high=round(max(*shares, fmean(shares) + reach), DIGITS),
         runs=len(shares),
-        groups=tuple(sorted({one.run.harness for one in runs})),
+        groups=tuple(sorted({one.group for one in runs})),
     )
 
 
@@ -93,10 +93,10 @@ def _between_cards(runs: Sequence[JudgedRun]) -> float:
 
 def _cards(runs: Sequence[JudgedRun]) -> tuple[MeasuredCard, ...]:
     """The cards on which something was measured, by method."""
-    ran = [one for one in runs if one.run.fits == "yes"]
+    ran = [one for one in runs if one.ran]
     found = []
     for gpu in sorted({one.gpu.name: one.gpu for one in ran}.values(), key=lambda gpu: gpu.name):
-        methods = [one.run.method for one in ran if one.gpu.name == gpu.name]
+        methods = [one.method for one in ran if one.gpu.name == gpu.name]
         assert gpu.compute_capability is not None
         counts = {method: methods.count(method) for method in sorted(set(methods))}
         found.append(MeasuredCard(name=gpu.name, compute_capability=gpu.compute_capability, runs=counts))
@@ -136,13 +136,13 @@ def coverage(runs: Sequence[JudgedRun], group_of: Callable[[JudgedRun], str]) ->
 def _coverage(
     name: str, runs: Sequence[JudgedRun], ranges: dict[str, Residuals], group_of: Callable[[JudgedRun], str]
 ) -> Coverage:
-    measured = [one for one in runs if one.run.reserved_bytes is not None]
-    processes = [(one.run.reserved_bytes or 0) + one.gpu.context_bytes for one in measured]
+    measured = [one for one in runs if one.reserved_bytes is not None]
+    processes = [(one.reserved_bytes or 0) + one.gpu.context_bytes for one in measured]
     intervals = [one.range_with(ranges[group_of(one)]) for one in measured]
     inside = sum(low <= size <= high for size, (low, high) in zip(processes, intervals, strict=True))
-    above = [one.run.id for one, size, (_, high) in zip(measured, processes, intervals, strict=True) if size > high]
+    above = [one.id for one, size, (_, high) in zip(measured, processes, intervals, strict=True) if size > high]
     pairs = [pair for one in measured for pair in _on_common_cards(one, ranges[group_of(one)])]
-    failed = [one for one in runs if one.run.fits == "no"]
+    failed = [one for one in runs if not one.ran]
     verdicts = [_verdict(one.range_with(ranges[group_of(one)]), one.gpu.memory_bytes) for one in failed]
     total = max(len(measured), 1)
     return Coverage(
@@ -162,7 +162,7 @@ def _coverage(
 def _on_common_cards(one: JudgedRun, spreads: Residuals) -> Iterator[tuple[Verdict, bool]]:
     """What is said of the run on each of the common cards, and whether there is room for what was measured."""
     for gpu in map(find_gpu, COMMON_CARDS):
-        room = (one.run.reserved_bytes or 0) + gpu.context_bytes <= gpu.memory_bytes
+        room = (one.reserved_bytes or 0) + gpu.context_bytes <= gpu.memory_bytes
         yield _verdict(one.range_with(spreads, gpu), gpu.memory_bytes), room
 
 
@@ -205,9 +205,9 @@ def now_fitted(records: Sequence[Path] | None = None) -> tuple[list[JudgedRun], 
 
 
 GROUPINGS: dict[str, Callable[[JudgedRun], str]] = {
-    "who measured": lambda one: one.run.harness,
+    "who measured": lambda one: one.group,
     "card": lambda one: one.gpu.name,
-    "method": lambda one: one.run.method,
+    "method": lambda one: one.method,
 }
 
 

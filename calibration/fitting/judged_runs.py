@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 from calibration.measuring.measurement import Measurement
 from calibration.truth.measured_runs import MeasuredRun
@@ -20,61 +19,33 @@ from profiles.residuals import Residuals
 RUNS = Path(__file__).parent.parent / "truth" / "runs.csv"
 
 
-class Run(Protocol):
-    """What is to be known of a run, whoever measured it."""
-
-    @property
-    def id(self) -> str: ...  # noqa: D102 - as in MeasuredRun
-    @property
-    def harness(self) -> str: ...  # noqa: D102
-    @property
-    def method(self) -> str: ...  # noqa: D102
-    @property
-    def num_gpus(self) -> int: ...  # noqa: D102
-    @property
-    def grade(self) -> Literal["A", "B"]: ...  # noqa: D102
-    @property
-    def fits(self) -> Literal["yes", "no"]: ...  # noqa: D102
-    @property
-    def allocated_bytes(self) -> int | None: ...  # noqa: D102
-    @property
-    def reserved_bytes(self) -> int | None: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedRun:
-    """A run of our own trainer on one card, all of it stated; `harness` is the file of its record."""
-
-    id: str
-    harness: str
-    method: str
-    allocated_bytes: int | None
-    reserved_bytes: int | None
-    num_gpus: int = 1
-    grade: Literal["A", "B"] = "A"
-    fits: Literal["yes", "no"] = "yes"
-
-
 @dataclass(frozen=True, slots=True)
 class JudgedRun:
-    """A measured run, the step that it took on its card, and what is predicted for it."""
+    """A measured run, the step that it took on its card, and what is predicted for it.
 
-    run: Run
+    `group` is who measured it, or the file of its record; `exact` tells that everything is stated. Sizes are None where
+    they were not measured, as in runs that met the end of memory.
+    """
+
+    id: str
+    group: str
+    record: str
+    method: str
+    num_gpus: int
+    exact: bool
+    ran: bool
+    allocated_bytes: int | None
+    reserved_bytes: int | None
     step: StepSpec
     gpu: GpuProfile
     memory: MemoryEstimate
 
     @property
-    def record(self) -> str:
-        """Where it stands."""
-        return self.run.harness if isinstance(self.run, RecordedRun) else f"{RUNS.name}: {self.run.harness}"
-
-    @property
     def share(self) -> float | None:
         """Measured less predicted reserved memory over the activations; None where it was not measured."""
-        if self.run.reserved_bytes is None:
+        if self.reserved_bytes is None:
             return None
-        return (self.run.reserved_bytes - self.memory.reserved_bytes) / self.memory.activation_bytes
+        return (self.reserved_bytes - self.memory.reserved_bytes) / self.memory.activation_bytes
 
     @property
     def attention(self) -> AttentionKind:
@@ -96,9 +67,25 @@ def published_runs(runs: Iterable[MeasuredRun]) -> list[JudgedRun]:
     for run in runs:
         try:
             model, step, gpu = question(run)
-            found.append(JudgedRun(run, step, gpu, estimate(model, step, gpu)))
+            memory = estimate(model, step, gpu)
         except InputError:
             continue
+        found.append(
+            JudgedRun(
+                id=run.id,
+                group=run.harness,
+                record=f"{RUNS.name}: {run.harness}",
+                method=run.method,
+                num_gpus=run.num_gpus,
+                exact=run.grade == "A",
+                ran=run.fits == "yes",
+                allocated_bytes=run.allocated_bytes,
+                reserved_bytes=run.reserved_bytes,
+                step=step,
+                gpu=gpu,
+                memory=memory,
+            )
+        )
     return found
 
 
@@ -114,8 +101,21 @@ def recorded_runs(measurements: Sequence[Measurement], file: str) -> list[Judged
             continue
         if point.config.gpu is None or not measured.reserved_bytes:
             continue
-        gpu, step = find_gpu(point.config.gpu), point.step
-        method = method_of_step(step)
-        run = RecordedRun(point.id, file, method, measured.allocated_bytes, measured.reserved_bytes)
-        found.append(JudgedRun(run, step, gpu, estimate(point.model, step, gpu)))
+        gpu = find_gpu(point.config.gpu)
+        found.append(
+            JudgedRun(
+                id=point.id,
+                group=file,
+                record=file,
+                method=method_of_step(point.step),
+                num_gpus=1,
+                exact=True,
+                ran=True,
+                allocated_bytes=measured.allocated_bytes,
+                reserved_bytes=measured.reserved_bytes,
+                step=point.step,
+                gpu=gpu,
+                memory=estimate(point.model, point.step, gpu),
+            )
+        )
     return found

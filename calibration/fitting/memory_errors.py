@@ -49,16 +49,16 @@ def memory_errors(runs: Sequence[JudgedRun]) -> list[MemoryErrors]:
     """By card, method and length, and last of all together; runs that measured nothing, as those that ran out, not."""
     groups: dict[tuple[str, str, int], list[JudgedRun]] = {}
     for one in runs:
-        if one.run.allocated_bytes or one.run.reserved_bytes:
-            groups.setdefault((_card(one), one.run.method, (one.step.seq_len - 1).bit_length()), []).append(one)
+        if one.allocated_bytes or one.reserved_bytes:
+            groups.setdefault((_card(one), one.method, (one.step.seq_len - 1).bit_length()), []).append(one)
     shares = {card: _share_without(card, runs) for card in {_card(one) for one in runs}}
     lines = [_errors(card, method, own, shares) for (card, method, _), own in sorted(groups.items())]
     return [*lines, _errors("all", "all", [one for own in groups.values() for one in own], shares)]
 
 
 def _errors(card: str, method: str, runs: Sequence[JudgedRun], shares: Mapping[str, float]) -> MemoryErrors:
-    allocated = [(one, one.run.allocated_bytes) for one in runs if one.run.allocated_bytes]
-    reserved = [(one, one.run.reserved_bytes) for one in runs if one.run.reserved_bytes]
+    allocated = [(one, one.allocated_bytes) for one in runs if one.allocated_bytes]
+    reserved = [(one, one.reserved_bytes) for one in runs if one.reserved_bytes]
     return MemoryErrors(
         card=card,
         method=method,
@@ -78,7 +78,7 @@ def _median(errors: Iterable[float]) -> float | None:
 
 
 def _card(one: JudgedRun) -> str:
-    return one.gpu.name if one.run.num_gpus == 1 else f"{one.run.num_gpus} x {one.gpu.name}"
+    return one.gpu.name if one.num_gpus == 1 else f"{one.num_gpus} x {one.gpu.name}"
 
 
 def _without_workspaces(one: JudgedRun) -> int:

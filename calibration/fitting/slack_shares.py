@@ -17,7 +17,7 @@ def fit_slack(runs: Sequence[JudgedRun]) -> tuple[Slack, ...]:
 
     A few odd ones do not move it. What is cached beside the passes is simulated (`slack.py`).
     """
-    alone = [one for one in runs if one.run.num_gpus == 1 and one.run.reserved_bytes]
+    alone = [one for one in runs if one.num_gpus == 1 and one.reserved_bytes]
     used = [one for one in alone if one.memory.binding_phase == "step"]
     return (_fitted("step", used),) if used else ()
 
@@ -38,21 +38,21 @@ def _fitted(kind: SlackKind, runs: Sequence[JudgedRun]) -> Slack:
 
 def _left_out(runs: Sequence[JudgedRun]) -> float | None:
     """The median error of reserved memory where each one who measured is left out; None where only one did."""
-    if len({one.run.harness for one in runs}) < 2:
+    if len({one.group for one in runs}) < 2:
         return None
     errors = []
     for one in runs:
-        others = [_share(other) for other in runs if other.run.harness != one.run.harness]
+        others = [_share(other) for other in runs if other.group != one.group]
         errors.append(abs(_error(one, median(others))))
     return round(median(errors), DIGITS)
 
 
 def _share(one: JudgedRun) -> float:
     """Reserved less allocated memory, as measured where that was published, over the activations."""
-    allocated = one.run.allocated_bytes or one.memory.allocated_bytes
-    return ((one.run.reserved_bytes or 0) - allocated) / one.memory.activation_bytes
+    allocated = one.allocated_bytes or one.memory.allocated_bytes
+    return ((one.reserved_bytes or 0) - allocated) / one.memory.activation_bytes
 
 
 def _error(one: JudgedRun, share: float) -> float:
     """Of the reserved memory that comes out with `share`."""
-    return (one.memory.allocated_bytes + share * one.memory.activation_bytes) / (one.run.reserved_bytes or 1) - 1
+    return (one.memory.allocated_bytes + share * one.memory.activation_bytes) / (one.reserved_bytes or 1) - 1
