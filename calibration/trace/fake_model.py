@@ -31,6 +31,8 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
         architecture.num_labels = 1
     with torch.device("meta"):
         model = empty_model(config, architecture)
+        if getattr(architecture, "scale_decoder_outputs", True) is False:
+            _untie(model)
     # Without checkpoints nothing asks for the gradient of the embedding's output, so the first layer makes none.
     first_differs = config.method != "full" and not config.gradient_checkpointing
     stacks = [] if whole else shorten(model, first_differs)
@@ -44,6 +46,16 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
         model.is_loaded_in_4bit, model.is_loaded_in_8bit = quantization.load_in_4bit, quantization.load_in_8bit
         model.hf_quantizer = quantizer
     return model, stacks
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head weights of its own, as the checkpoint has that the configuration was written for.
+
+    T5's configuration says of all models that they are tied, and keeps what a file said in `scale_decoder_outputs`
+    (Transformers 5.23 `configuration_t5.py`); what loads a checkpoint finds two tensors.
+    """
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
 def wrapped(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel | PeftModel:
