@@ -259,7 +259,8 @@ class Architecture:
     The first embedding is that of tokens, a second one that of learned positions. `head` is the output projection; if
     `tied` it shares the first embedding's weights. `embedding_projections` stand between embedding and residual stream
     where the widths differ, in and out. `position_biases` are the tables of learned attention biases by distance.
-    `logit_softcap` squashes the logits with a tanh. `linear_class` is the class of the blocks' projections:
+    `logit_softcap` squashes the logits with a tanh; unless it `upcasts_logits`, the class takes the cross entropy of
+    them as they are. `linear_class` is the class of the blocks' projections:
     bitsandbytes quantizes `Linear` and `Conv1D`, not their subclasses. `float32_modules` stay in float32 when the model
     is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower). `buffer_bytes`
     are the sizes of large tensors that are no weights, such as a causal mask of all positions.
@@ -274,6 +275,7 @@ class Architecture:
     embedding_norm: Norm | None = None
     position_biases: tuple[Embedding, ...] = ()
     logit_softcap: float | None = None
+    upcasts_logits: bool = True
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
     linear_class: str = "Linear"
     float32_modules: tuple[str, ...] = ()

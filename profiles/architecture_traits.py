@@ -134,7 +134,8 @@ class ArchitectureTraits(_Traits):
     `layer_pattern` repeats over the layers of a model that has a sliding window. `remote` says that the class is not
     part of Transformers but of the repository on the Hub. `isolates_documents` says whether documents that are joined
     to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` is
-    where published models have it. `named_to_the_end` is what a layer's code keeps alive without need.
+    where published models have it. `named_to_the_end` is what a layer's code keeps alive without need. A class that
+    has a loss of its own may take logits as they are, where Transformers' loss upcasts them (`upcasts_logits`).
     """
 
     source: str
@@ -147,6 +148,7 @@ class ArchitectureTraits(_Traits):
     named_to_the_end: tuple[NamedToTheEnd, ...] = ()
     parallel: bool = False
     norms_after_residual: bool = False
+    upcasts_logits: bool = True
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)
     embedding: EmbeddingTraits
     head: HeadTraits = HeadTraits()

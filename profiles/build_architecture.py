@@ -27,6 +27,7 @@ def architecture(model: ModelProfile) -> Architecture:
         embedding_norm=_norm(traits, traits.norms.embedding, model.hidden_size),
         position_biases=_position_biases(model, traits),
         logit_softcap=model.final_logit_softcapping,
+        upcasts_logits=traits.upcasts_logits,
         attention_codes=traits.attention_codes,
         linear_class=traits.linear_class,
         float32_modules=traits.float32_modules,

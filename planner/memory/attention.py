@@ -5,13 +5,48 @@ Sources: Transformers 5.23 `integrations/sdpa_attention.py` and `eager_attention
 (`softmax_backward_cuda_out`), `SoftMax.cpp`.
 """
 
+from dataclasses import dataclass
+
 from planner.config.run_config import DTYPE_BYTES
-from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
+from planner.memory.operators import FLOAT32, INDEX, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor, rounded
-from profiles.architecture import Attention
+from planner.step.step_spec import StepSpec
+from profiles.architecture import Attention, Block
 
 FLASH_TILE_ROWS, FLASH_TILE_WIDTH = 128, 32
 """Rows and head widths are rounded up to these in the flash kernel's backward pass (`flash_api.cpp`, `mha_bwd`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBiases:
+    """Bytes of the position biases that the layers of a stack share, which its first layer makes.
+
+    `own` are those by distance for attention within the stack, `gradient` is theirs where the table learns that they
+    are looked up in, `buckets` are the rows of it, which autograd keeps for that. `zeros` stand for biases in
+    cross-attention: each layer's autograd keeps them, and with checkpoints they have a gradient, which stays.
+    Source: Transformers 5.23 `T5Attention`.
+    """
+
+    own: int = 0
+    gradient: int = 0
+    buckets: int = 0
+    zeros: int = 0
+
+
+def shared_biases(block: Block, step: StepSpec) -> SharedBiases:
+    """The shared biases of a stack of `block`; none without relative positions."""
+    attention = block.attention
+    if attention.score_bias != "relative":
+        return SharedBiases()
+    size, learns = DTYPE_BYTES[step.base_dtype], step.adapter is None
+    queries = (step.target_len or step.seq_len) if block.cross_attention else step.seq_len
+    own = rounded(attention.num_heads * queries * queries * size)
+    return SharedBiases(
+        own=own,
+        gradient=own * learns,
+        buckets=rounded(queries * queries * INDEX) * learns,
+        zeros=rounded(attention.num_heads * queries * step.seq_len * size) if block.cross_attention else 0,
+    )
 
 
 def attend(

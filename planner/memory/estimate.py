@@ -222,7 +222,7 @@ def _why(name: str, arch: Architecture, step: StepSpec, peak: Peak | None) -> st
         "gradients": f"gradients of weights, {itemsize} B a parameter that learns",
         "optimizer scratch": f"temporary copies of {step.optimizer}",
         "batch": f"token ids, labels and masks of {tokens}, and buffers",
-        "masks and positions": "masks of attention, rotary tables and position biases",
+        "masks and positions": "masks of attention and rotary tables",
         "cuBLAS workspaces": "two, for the forward and the backward thread",
         "stored activations": _stored_why(arch, step, tokens),
         "weight copies of autocast": f"{step.autocast} copies of float32 weights",

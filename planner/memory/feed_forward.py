@@ -4,12 +4,12 @@ Sources: Transformers 5.23 `integrations/moe.py` (`grouped_mm_experts_forward`) 
 `models/mixtral/modeling_mixtral.py`; the loop over experts that are Linear modules in that file of 4.48.
 """
 
-from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
+from planner.memory.operators import FLOAT32, INDEX, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tensor
 from profiles.architecture import Experts, Mlp
 
-INDEX, INT32 = 8, 4
-"""Bytes of one int64, a token's or an expert's number, and of one int32."""
+INT32 = 4
+"""Bytes of one int32."""
 
 
 def feed_forward(ops: Operators, mlp: Mlp | Experts, x: Tensor, dropout: bool) -> Tensor:

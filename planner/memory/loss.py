@@ -5,6 +5,7 @@ Sources: Transformers 5.23 `loss/loss_utils.py`; TRL 1.16 `kernels/chunked_logpr
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from planner.memory.operators import FLOAT32, ROW_STATISTICS, Operators
 from planner.memory.tape import Op, Tape, Tensor, rounded
@@ -20,6 +21,7 @@ CHUNK_TOKENS = 256
 
 def loss_tape(architecture: Architecture, step: StepSpec, itemsize: int) -> Tape:
     """The operators from the residual stream, of `itemsize` bytes an element, to the scalar loss."""
+    step = step if architecture.upcasts_logits else replace(step, upcast_logits=False)
     hidden_size = architecture.blocks[-1].attention.output.out_features
     source = Tensor("last hidden_states", step.num_tokens * hidden_size, itemsize)
     ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)

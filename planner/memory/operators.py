@@ -14,6 +14,9 @@ from planner.step.step_spec import Adapter, StepSpec
 from profiles.architecture import Linear, Norm
 
 FLOAT16, FLOAT32 = 2, 4
+INDEX = 8
+"""Bytes of one int64: a token, a position, the number of a row."""
+
 ROW_STATISTICS = 4
 """Bytes of one float32 number a row: a mean, a reciprocal deviation, a log-sum-exp."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.config.run_config import DTYPE_BYTES
-from planner.memory.embedding import EmbeddingMemory, embedding_memory, gives_input_gradients, stream_itemsize
+from planner.memory.attention import shared_biases
+from planner.memory.embedding import embedding_memory, gives_input_gradients, stream_itemsize
 from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
 from planner.memory.loss import loss_tape
 from planner.memory.operators import FLOAT32
@@ -23,7 +24,8 @@ NO_TARGETS = Adapter(1, (), 0.0, "float32")
 class LayerGroup:
     """`count` layers that are alike.
 
-    `carried` are bytes of a gradient that adds up over the backward passes of all of them: that of an encoder's output.
+    `carried` are bytes of gradients that add up over the backward passes of all of them, such as that of an encoder's
+    output. `named` are position biases that the forward passes of their stack share.
     `unit` are bytes of the weights of one layer where cards share them out and gather them to work on, `reduced` those
     of its gradients while they are reduced.
     """
@@ -33,6 +35,7 @@ class LayerGroup:
     checkpointed: bool
     offloaded: bool
     carried: int = 0
+    named: int = 0
     unit: int = 0
     reduced: int = 0
 
@@ -116,13 +119,14 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     groups, engine = tuple(layer_groups(architecture, step)), engine_of(architecture, as_shared(step))
     worked = at_work(step)
     embedding = embedding_memory(architecture, worked, groups[0].offloaded)
-    stored = embedding.saved + sum(group.stored * group.count for group in groups)
+    beside = embedding.saved + _biases_kept(architecture, worked)
+    stored = beside + sum(group.stored * group.count for group in groups)
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, worked)), groups[-1].memory.output_itemsize)
     units = sum(group.unit * group.count for group in groups)
     first, then = (engine.in_loss(units, groups[-1].unit, forward) for forward in (True, False))
     return Timeline(
-        forward=_forward(groups, embedding, engine),
+        forward=_forward(groups, beside + embedding.named, engine),
         loss_forward=_loss_forward(loss, stored, copies, first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         transients=max(group.forward.bytes - group.memory.input_bytes for group in groups),
@@ -147,7 +151,7 @@ def evaluation_peak(architecture: Architecture, step: StepSpec) -> Peak:
         Peak(
             "layer",
             group.memory.inference_peak,
-            working=group.memory.inference_peak.bytes,
+            working=group.memory.inference_peak.bytes + group.named,
             gathered=engine.in_forward(group.unit, group.unit * (group.count - 1)),
         )
         for group in groups
@@ -179,23 +183,27 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
     shared, step = as_shared(step), at_work(step)
     key = _layer_key(step if architecture.quantizable else replace(step, quantization=None))
     stream = stream_itemsize(architecture, key)
+    zeros = sum(shared_biases(block, step).zeros for block in architecture.blocks) if step.checkpointing else 0
     first = 0
     for block in architecture.blocks:
         width = hidden_size or block.attention.output.out_features
-        encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype])
-        carried = encoded if block.cross_attention else 0
+        biases = shared_biases(block, step)
+        encoded = rounded(step.num_tokens * width * DTYPE_BYTES[step.base_dtype]) if block.cross_attention else 0
+        carried = encoded + biases.gradient + zeros
         begins = block is architecture.blocks[0] or block.cross_attention is not None
         input_gradients = gives_input_gradients(step) or not begins
         if block.cross_attention:
-            norm = final_norm_memory(architecture.final_norms[0], key, width, "residual" in block.dropout)
-            yield LayerGroup(norm, 1, False, False)
+            norm = final_norm_memory(
+                architecture.final_norms[0], key, architecture.embeddings[0], "residual" in block.dropout
+            )
+            yield LayerGroup(norm, 1, False, False, zeros)
             first = 0
         for count, checkpointed in _runs(first, block.count, step.checkpoint_every if step.checkpointing else None):
             memory = layer_memory(block, key, width, stream, input_gradients)
             input_gradients = True
             offloaded = checkpointed and step.checkpoint_offload
             unit = layer_unit(block, architecture, shared)
-            yield LayerGroup(memory, count, checkpointed, offloaded, carried, unit.gathered, unit.reduced)
+            yield LayerGroup(memory, count, checkpointed, offloaded, carried, biases.own, unit.gathered, unit.reduced)
             stream = memory.output_itemsize
         first += block.count
 
@@ -222,17 +230,24 @@ def _last_step(architecture: Architecture, step: StepSpec) -> StepSpec:
     return decoder_step(step) if architecture.blocks[-1].cross_attention else step
 
 
-def _forward(groups: tuple[LayerGroup, ...], embedding: EmbeddingMemory, engine: Engine) -> Peak:
-    """The largest of the layers' forward peaks; what is stored only grows, so the last of a group has it."""
+def _biases_kept(architecture: Architecture, step: StepSpec) -> int:
+    """Bytes of shared position biases that stay for the backward pass: checkpointed layers keep them as inputs."""
+    biases = [shared_biases(block, step) for block in architecture.blocks]
+    return sum(each.zeros + (each.own if step.checkpointing else each.buckets) for each in biases)
+
+
+def _forward(groups: tuple[LayerGroup, ...], stored: int, engine: Engine) -> Peak:
+    """The largest of the layers' forward peaks; what is `stored` only grows, so the last of a group has it."""
     peaks = []
-    stored = embedding.saved + embedding.named
     copies = units = 0
+    checkpointing = any(group.checkpointed for group in groups)
     for group in groups:
         stored += group.stored * (group.count - 1)
         copies += group.cached * (group.count - 1)
         units += group.unit * (group.count - 1)
         gathered = engine.in_forward(group.unit, units)
-        peaks.append(Peak("layer", group.forward, stored, group.forward.bytes, copies=copies, gathered=gathered))
+        working = group.forward.bytes + group.named * (not checkpointing)
+        peaks.append(Peak("layer", group.forward, stored, working, copies=copies, gathered=gathered))
         entering = Moment(group.memory.input_bytes, "gathering of the weights", ())
         gathered = engine.before_forward(group.unit, units)
         peaks.append(Peak("layer", entering, stored, entering.bytes, copies=copies, gathered=gathered))

@@ -1,13 +1,11 @@
 """Memory that no formula of the model gives: the batch itself, masks, rotary tables, cuBLAS."""
 
 from planner.config.run_config import DTYPE_BYTES, Objective
+from planner.memory.operators import INDEX
 from planner.memory.tape import rounded
 from planner.step.step_spec import StepSpec
 from profiles.architecture import Architecture
 from profiles.gpu import GpuProfile
-
-INDEX = 8
-"""Bytes of one int64: token ids, labels, positions."""
 
 INDEX_TENSORS: dict[Objective, int] = {"sft": 3, "dpo": 4, "ipo": 4, "kto": 8, "orpo": 8, "reward": 2}
 """Tensors of one index a token: token ids, attention mask and labels; masks of completions; with kto the same once more
@@ -24,22 +22,10 @@ def batch_bytes(architecture: Architecture, step: StepSpec) -> int:
 
 
 def position_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of masks, rotary tables and position biases, which go with the activations."""
+    """Bytes of masks and rotary tables, which go with the activations."""
     rotary = max(block.attention.rotary_dim for block in architecture.blocks)
     tables = 2 * rounded(step.seq_len * rotary * DTYPE_BYTES[step.base_dtype])
-    return _shared_biases(architecture, step) + rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
-
-
-def _shared_biases(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of position biases that all layers of a stack share, from its first layer on; zeros for cross-attention."""
-    size, target = DTYPE_BYTES[step.base_dtype], step.target_len or step.seq_len
-    total = 0
-    for block in architecture.blocks:
-        heads = block.attention.num_heads if block.attention.score_bias == "relative" else 0
-        queries = target if block.cross_attention else step.seq_len
-        keys = (queries, step.seq_len) if block.cross_attention else (queries,)
-        total += sum(rounded(heads * queries * each * size) for each in keys)
-    return total
+    return rounded(step.seq_len * INDEX) + tables + _mask_bytes(step)
 
 
 def _mask_bytes(step: StepSpec) -> int:
