@@ -31,7 +31,7 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
         architecture.num_labels = 1
     with torch.device("meta"):
         model = empty_model(config, architecture)
-        if getattr(architecture, "scale_decoder_outputs", True) is False:
+        if getattr(architecture, "scale_decoder_outputs", architecture.model_type != "mt5") is False:
             _untie(model)
     # Without checkpoints nothing asks for the gradient of the embedding's output, so the first layer makes none.
     first_differs = config.method != "full" and not config.gradient_checkpointing
@@ -51,8 +51,9 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
 def _untie(model: PreTrainedModel) -> None:
     """Give the head weights of its own, as the checkpoint has that the configuration was written for.
 
-    T5's configuration says of all models that they are tied, and keeps what a file said in `scale_decoder_outputs`
-    (Transformers 5.23 `configuration_t5.py`); what loads a checkpoint finds two tensors.
+    T5's configuration says of all models that they are tied, and keeps what a file said in `scale_decoder_outputs`;
+    mT5's forgets it, and no published mT5 is tied (Transformers 5.23 `configuration_t5.py`, `configuration_mt5.py`).
+    What loads such a checkpoint finds two tensors, and leaves them two.
     """
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(torch.empty_like(head.weight))

@@ -190,6 +190,7 @@ def _materialized(
     # CUDA multiplies gradient and output before it subtracts the sums.
     product = softmax.bytes if ops.step.device == "cuda" else 0
     ops.tape.add(Op("softmax", (wide,), (softmax,), (softmax,), backward_scratch=product))
+    ops.tape.hold(masked)
     weights = ops.cast(softmax, value.itemsize)
     weights = ops.dropout(weights) if dropout else weights
     out = _output(ops, attention, value.itemsize)

@@ -85,13 +85,33 @@ def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None
 
 
 def _chunked(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
-    """256 rows of logits at a time, computed again in the backward pass."""
+    """256 rows of logits at a time, computed again in the backward pass; a chunk's gradients wait for the last one's.
+
+    The gradient of the head is that of the first chunk, to which those of the others are added.
+    """
     rows = min(ops.tokens, CHUNK_TOKENS)
-    tile = rounded(rows * head.out_features * FLOAT32)
-    weight = _head_gradient(ops, head)
-    _scalar(ops, "chunked loss", (x,), (x,))
-    op = ops.tape.ops[-1]
-    op.scratch, op.backward_scratch, op.parameter_gradients = 2 * tile, 3 * tile, weight
+    share = Tensor("chunk", rows * head.in_features, x.itemsize)
+    chunk = Operators(ops.step, Tape(share, ops.tape.adds_in_place), ops.trainable)
+    logits = chunk.cast(chunk.plain(head, share), FLOAT32)
+    log_softmax = Tensor("log-softmax", logits.elements, FLOAT32)
+    chunk.tape.add(Op("log_softmax", (logits,), (log_softmax,), (log_softmax,)))
+    _scalar(chunk, "nll", (log_softmax,))
+    copies = tuple(tensor for op in chunk.tape.ops for tensor in op.cached)
+    backward = max(chunk.tape.recompute_peak().bytes, chunk.tape.backward_peak().bytes)
+    counted = _head_gradient(ops, head) if rows == ops.tokens else 0
+    ops.tape.add(
+        Op(
+            "chunked loss",
+            (x,),
+            (Tensor("loss", 1, FLOAT32),),
+            (x,),
+            # A chunk is a view.
+            scratch=chunk.tape.forward_peak().bytes - share.bytes - sum(copy.bytes for copy in copies),
+            backward_scratch=backward - 2 * share.bytes - counted,
+            parameter_gradients=_head_gradient(ops, head),
+            cached=copies,
+        )
+    )
 
 
 def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
@@ -126,18 +146,33 @@ def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
 
 
 def _liger(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
-    """Chunks of logits whose gradients are computed in the forward pass: of the input, and of the head if it learns."""
+    """Chunks of logits whose gradients are computed in the forward pass: of the input, and of the head if it learns.
+
+    The logits become their own gradient. What a chunk adds to the head's is a product in the logits' dtype, and the
+    same in the head's.
+    """
     size = ops.autocast_size or x.itemsize
     narrow = ops.cast(x, size)
     parts = -(-head.out_features // head.in_features)
     rows = min(ops.tokens, 1 << (-(-ops.tokens // parts) - 1).bit_length())
-    tile = rounded(rows * head.out_features * size)
+    tile, product = rounded(rows * head.out_features * size), rounded(rows * head.in_features * size)
     gradient = Tensor("gradient of hidden_states", x.elements, size)
     weight = Tensor("gradient of the head", head.num_parameters if ops.trainable else 0, ops.base_size)
-    _scalar(ops, "liger loss", (narrow,), (gradient, weight))
-    op = ops.tape.ops[-1]
-    op.scratch = 2 * tile + rounded(rows * head.out_features * FLOAT32)
-    op.parameter_gradients = _head_gradient(ops, head)
+    added = rounded(head.num_parameters * size) + (weight.bytes if ops.base_size != size else 0)
+    copy = ops.weight_copy(head)
+    ops.tape.add(
+        Op(
+            "liger loss",
+            (narrow,),
+            (Tensor("loss", 1, FLOAT32),),
+            (gradient, weight),
+            scratch=tile + product + added * ops.trainable + sum(c.bytes for c in copy) * (not ops.trainable),
+            # The head's gradient is the one that was saved.
+            backward_scratch=-weight.bytes,
+            parameter_gradients=_head_gradient(ops, head),
+            cached=copy if ops.trainable else (),
+        )
+    )
 
 
 def _odds_ratio(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:

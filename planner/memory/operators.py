@@ -161,7 +161,7 @@ class Operators:
         size = self.autocast_size or x.itemsize
         narrow = self.cast(x, size)
         out = Tensor(linear.name, x.elements // linear.in_features * linear.out_features, size)
-        copy = self._weight_copy(linear)
+        copy = self.weight_copy(linear)
         saved = ((narrow,) if self.trainable else ()) + copy
         return self.tape.add(
             Op(
@@ -175,7 +175,7 @@ class Operators:
             )
         )
 
-    def _weight_copy(self, linear: Linear) -> tuple[Tensor, ...]:
+    def weight_copy(self, linear: Linear) -> tuple[Tensor, ...]:
         """The 16-bit copy that autocast makes of a float32 weight."""
         if self.autocast_size is None or self.autocast_size == self.base_size:
             return ()

@@ -1,8 +1,10 @@
 """The closed form against the trace, on shrunken models: saved tensors by name, and the peaks of the phases.
 
-Left out: T5 (its peaks differ by up to 9 %), torch's math kernel with dropout of attention weights (which the trace
-takes from the CPU), and Falcon without masks (its class makes one of its own). Of the loss in place, the phases that
-do not bind: with phi-2 and GPT-2 they are up to 11 % off.
+Left out: eager attention of T5, which names the float32 weights of autocast to the end of a layer (its peaks are up
+to 4 % off), torch's math kernel with dropout of attention weights (which the trace takes from the CPU), and Falcon
+without masks (its class makes one of its own). Of the losses that other trainers take, the phases that do not bind:
+with phi-2 and GPT-2 those of the loss in place are up to 11 % off. The same of classes that only have eager attention,
+as Bloom and Falcon name the weights of the layer before.
 """
 
 from dataclasses import replace
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from planner.memory.estimate import estimate
 from planner.memory.timeline import timeline
 from planner.step.network import network
-from planner.step.step_spec import Adapter, StepSpec
+from planner.step.step_spec import Adapter, AttentionKernel, StepSpec
 from profiles.model import ModelProfile
 from profiles.model_catalog import find_model
 
@@ -36,6 +38,7 @@ SHAPE = {
     "rotary_dim": 16,
     "word_embed_proj_dim": 256,
     "sliding_window": 64,
+    "num_decoder_layers": 4,
 }
 
 FUSED = (
@@ -59,6 +62,7 @@ FUSED = (
     "smollm3-3b",
 )
 EAGER_ONLY = ("gemma2-2b", "bloom-560m", "gpt-neo-1.3b", "falcon-7b")
+WITH_ENCODER = ("flan-t5-base", "mt0-small")
 
 
 def small(name: str) -> ModelProfile:
@@ -69,7 +73,8 @@ def small(name: str) -> ModelProfile:
     changes["num_key_value_heads"] = 8 if groups == heads else min(groups, 2)
     changes["intermediate_size"] = round(256 * model.intermediate_size / model.hidden_size / 64) * 64
     changes |= {"num_parameters_published": None, "num_parameters_source": None, "num_other_parameters": 0}
-    if model.head_dim is not None:
+    # T5's class has a width of its own where the config names none.
+    if model.head_dim is not None or model.is_encoder_decoder:
         changes["head_dim"] = 32
     if model.layer_types is not None:
         changes["layer_types"] = model.layer_types[:4]
@@ -90,15 +95,14 @@ def phases(model: ModelProfile, step: StepSpec) -> dict[str, int]:
 @st.composite
 def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
     """A model and a step that its class can take."""
-    name = draw(st.sampled_from((*FUSED, *EAGER_ONLY)))
-    parts = network(find_model(name), "sft")
-    drops_attention = any("attention" in block.dropout for block in parts.blocks)
-    kernels = ("flash", "efficient", "eager") if drops_attention else ("flash", "efficient", "eager", "math")
+    name = draw(st.sampled_from((*FUSED, *EAGER_ONLY, *WITH_ENCODER)))
+    encodes = name in WITH_ENCODER
+    names = tuple(sorted({linear.name for linear, _ in network(find_model(name), "sft").linears()}))
     method = draw(st.sampled_from(("full", "full in float32", "lora", "qlora", "int8")))
     checkpointing = draw(st.sampled_from(("none", "all", "every second", "offloaded")))
-    names = tuple(sorted({linear.name for linear, _ in parts.linears()}))
     adapter = Adapter(8, names, draw(st.sampled_from((0.0, 0.1))), "float32")
     learns_all = method.startswith("full")
+    kernel = draw(st.sampled_from(kernels_of(name)))
     step = StepSpec(
         micro_batch=draw(st.integers(1, 3)),
         seq_len=draw(st.sampled_from((128, 256, 384))),
@@ -107,14 +111,26 @@ def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
         quantization={"qlora": "nf4", "int8": "int8"}.get(method),
         double_quant=method == "qlora",
         autocast=None if method == "full" else "bfloat16",
-        attention="eager" if name in EAGER_ONLY else draw(st.sampled_from(kernels)),
-        loss=draw(st.sampled_from(("full", "full_inplace", "fused", "liger", "chunked"))),
+        attention=kernel,
+        expand_kv=kernel == "efficient",
+        loss="full" if encodes else draw(st.sampled_from(("full", "full_inplace", "fused", "liger", "chunked"))),
         checkpointing=checkpointing != "none",
         checkpoint_every=2 if checkpointing == "every second" else 1,
         checkpoint_offload=checkpointing == "offloaded",
-        kernels="foak" if method in ("lora", "qlora") and draw(st.booleans()) else "torch",
+        kernels="foak" if method in ("lora", "qlora") and not encodes and draw(st.booleans()) else "torch",
+        target_len=draw(st.sampled_from((32, 64))) if encodes else None,
     )
     return name, step
+
+
+def kernels_of(name: str) -> tuple[AttentionKernel, ...]:
+    """The kernels that a model's class can end in, and that are compared."""
+    if name in EAGER_ONLY:
+        return ("eager",)
+    if name in WITH_ENCODER:
+        return ("efficient",)
+    drops_attention = any("attention" in block.dropout for block in network(find_model(name), "sft").blocks)
+    return ("flash", "efficient", "eager") if drops_attention else ("flash", "efficient", "eager", "math")
 
 
 # A trace takes seconds, so a failing cell is shown as it was drawn.
@@ -134,19 +150,19 @@ def test_the_peak_is_that_of_the_trace(cell: tuple[str, StepSpec]):
     model = small(name)
     traced, predicted = trace(transformers_config(model), step).peaks(), phases(model, step)
     assert max(predicted.values()) == pytest.approx(max(traced.values()), rel=TOLERANCE)
-    for phase, peak in predicted.items() if step.loss != "full_inplace" else ():
+    for phase, peak in predicted.items() if step.loss in ("full", "fused") and name not in EAGER_ONLY else ():
         assert peak == pytest.approx(traced[phase], rel=TOLERANCE_OF_A_PHASE), phase
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), list(zip((*FUSED, *EAGER_ONLY), cycle(("full", "lora", "qlora")), strict=False))
+    ("name", "method"), list(zip((*FUSED, *EAGER_ONLY, *WITH_ENCODER), cycle(("full", "lora", "qlora")), strict=False))
 )
 def test_the_same_tensors_are_saved_by_name(name: str, method: str):
     from calibration.parity import named_step, saved_pairs
 
     model = small(name)
-    kernel = "eager" if name in EAGER_ONLY else "flash"
-    pairs = saved_pairs(model, named_step(model, method, kernel, False, 2, 256))
+    step = named_step(model, method, kernels_of(name)[0], False, 2, 256)
+    pairs = saved_pairs(model, replace(step, target_len=64 if name in WITH_ENCODER else None))
     assert len(pairs) > 10
     assert [pair for pair in pairs if pair.closed_form is None or pair.trace is None] == []
 
