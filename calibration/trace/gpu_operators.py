@@ -17,6 +17,7 @@ from torch.utils import _foreach_utils
 from transformers import masking_utils, modeling_utils
 from transformers.integrations import sdpa_attention
 from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
 
 from calibration.trace.gpu_attention import FusedAttention, efficient_backward, flash_backward
 from calibration.trace.gpu_bitsandbytes import BITSANDBYTES_KERNELS
@@ -76,6 +77,10 @@ def as_on_gpu(step: StepSpec) -> Iterator[None]:
             (chunked_logprob, "_forward_tile", _nothing),
             (chunked_logprob, "_backward_tile", _nothing),
             (chunked_logprob, "_addmm_fp32", _nothing),
+            # So does one for log-probabilities of labels; without it they come from a loop over rows.
+            (trl_utils, "is_triton_available", lambda: True),
+            (trl_utils, "_supports_trl_loss_kernel", lambda *_: True),
+            (trl_utils, "_fused_logprob_entropy", _log_probabilities),
             # Checkpoints that are kept in host memory are not on the card.
             (modeling_utils, "save_on_cpu", InHostMemory),
             (sdpa_attention, "use_gqa_in_sdpa", _passes_groups(step)),
@@ -91,7 +96,8 @@ def as_on_gpu(step: StepSpec) -> Iterator[None]:
                 if in_float16
             ),
         ):
-            stack.enter_context(patch.object(target, name, replacement))
+            # A name that TRL only has where it finds Triton is made.
+            stack.enter_context(patch.object(target, name, replacement, create=True))
         stack.enter_context(_cuda_autocast())
         yield
 
@@ -208,6 +214,31 @@ def _in_float32(operator: Callable[..., Any]) -> Callable[..., Any]:
             return operator(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
     return run
+
+
+class _LogProbabilities(torch.autograd.Function):  # type: ignore[misc]
+    """TRL's kernel for log-probabilities and entropies (TRL 1.16 `kernels/logprob_entropy.py`).
+
+    It keeps the logits as they are and two numbers a row, and makes a gradient of their shape.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN401
+        """Both in float32, of the shape of `index`."""
+        logprobs, entropy, log_sums, expected = (torch.empty(index.shape, dtype=torch.float32) for _ in range(4))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, index, log_sums, expected)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor | None) -> tuple[torch.Tensor, None]:  # noqa: ANN401
+        """The gradient of the logits, laid out row by row."""
+        return torch.empty_like(ctx.saved_tensors[0], memory_format=torch.contiguous_format), None
+
+
+def _log_probabilities(logits: torch.Tensor, index: torch.Tensor, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    result: tuple[torch.Tensor, torch.Tensor] = _LogProbabilities.apply(logits, index)
+    return result
 
 
 class InHostMemory(torch.autograd.graph.saved_tensors_hooks):  # type: ignore[misc]

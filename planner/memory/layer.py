@@ -9,7 +9,7 @@ from planner.memory.feed_forward import feed_forward
 from planner.memory.operators import Operators
 from planner.memory.tape import Moment, Op, Tape, Tensor
 from planner.step.step_spec import StepSpec
-from profiles.architecture import Attention, Block, Embedding, Norm
+from profiles.architecture import Architecture, Attention, Block, Norm
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,32 @@ def decoder_step(step: StepSpec) -> StepSpec:
     return replace(step, seq_len=step.target_len or step.seq_len)
 
 
-def final_norm_memory(norm: Norm, step: StepSpec, table: Embedding, dropout: bool) -> LayerMemory:
-    """The end of an encoder, whose output stays for all layers of the decoder.
+def encoder_end_memory(architecture: Architecture, step: StepSpec) -> LayerMemory:
+    """The final norm of an encoder, whose output stays for all layers of the decoder.
 
-    When the backward pass comes to it, that of the decoder has ended in the `table` of embeddings, which both share.
+    When the backward pass comes to it, that of the decoder has ended in the table of embeddings, which both share. Its
+    gradient stays; where the head shares the table as well, there is one already, to which this is added.
     """
+    norm, table = architecture.final_norms[0], architecture.embeddings[0]
     hidden_size = table.columns
     source = Tensor("last hidden_states of the encoder", step.num_tokens * hidden_size, DTYPE_BYTES[step.base_dtype])
     ops = Operators(step, Tape(source, adds_in_place=step.device == "cuda"), trainable=step.adapter is None)
     out = ops.norm(norm, source)
-    if dropout:
+    if "residual" in architecture.blocks[0].dropout:
         out = ops.dropout(out)
     handed_on = Tensor("encoder output", out.elements, out.itemsize, base=out)
     gradient = ops.gradient_bytes(table.num_parameters)
-    ops.tape.add(Op("to the decoder", (out,), (handed_on,), passes_grad=True, parameter_gradients=gradient))
+    stays, added = (0, gradient) if architecture.tied else (gradient, 0)
+    ops.tape.add(
+        Op(
+            "to the decoder",
+            (out,),
+            (handed_on,),
+            passes_grad=True,
+            parameter_gradients=stays,
+            backward_scratch=added,
+        )
+    )
     memory = _replayed(ops.tape)
     return replace(memory, saved_bytes=memory.saved_bytes + memory.output_bytes)
 

@@ -15,6 +15,9 @@ from profiles.architecture import Architecture, Linear
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 """Largest tile of logits that TRL's fused head makes (`TOKEN_CHUNK_SIZE`, `_CHUNKED_LOGPROB_CHUNK_SIZE`)."""
 
+OUTSIDE_OF_THE_MODEL: frozenset[StepLoss] = frozenset({"odds_ratio"})
+"""Losses that a trainer takes of the model's output, when the model's code has returned and autocast has ended."""
+
 CHUNK_TOKENS = 256
 """Tokens a chunk of TRL's `chunked_nll`."""
 
@@ -29,8 +32,9 @@ def loss_tape(architecture: Architecture, step: StepSpec, itemsize: int) -> Tape
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
     PATHS[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
-    # The model's output has a name until the loss is there.
-    ops.tape.hold(x)
+    if step.loss not in OUTSIDE_OF_THE_MODEL:
+        # The model's class names what the head reads until the loss is there.
+        ops.tape.hold(x)
     return ops.tape
 
 
@@ -183,8 +187,9 @@ def _odds_ratio(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     logits = _logits(ops, head, x, capped)
     wide = ops.cast(logits, FLOAT32) if ops.autocast_size else logits
     half = wide.elements // 2
-    chosen = Tensor("chosen logits", half, wide.itemsize)
-    ops.tape.add(Op("chosen logits", (wide,), (chosen,), backward_scratch=chosen.bytes))
+    rows = Tensor("logits of the chosen", half, wide.itemsize, base=wide)
+    ops.tape.add(Op("slice of the chosen", (wide,), (rows,)))
+    chosen = ops.tape.add(Op("shift", (rows,), (Tensor("shifted logits of the chosen", half, wide.itemsize),)))
     log_softmax = Tensor("log-softmax of the chosen", half, wide.itemsize)
     ops.tape.add(Op("log_softmax", (chosen,), (log_softmax,), (log_softmax,)))
     nll = ops.tape.add(Op("nll", (log_softmax,), (Tensor("nll", 1, FLOAT32),)))

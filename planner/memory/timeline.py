@@ -7,8 +7,8 @@ from functools import lru_cache
 from planner.config.run_config import DTYPE_BYTES
 from planner.memory.attention import shared_biases
 from planner.memory.embedding import embedding_memory, gives_input_gradients, stream_itemsize
-from planner.memory.layer import LayerMemory, decoder_step, final_norm_memory, layer_memory
-from planner.memory.loss import loss_tape
+from planner.memory.layer import LayerMemory, decoder_step, encoder_end_memory, layer_memory
+from planner.memory.loss import OUTSIDE_OF_THE_MODEL, loss_tape
 from planner.memory.operators import FLOAT32
 from planner.memory.parameters import trainable_itemsize
 from planner.memory.sharding import Engine, as_shared, at_work, engine_of, layer_unit
@@ -127,7 +127,7 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     first, then = (engine.in_loss(units, groups[-1].unit, forward) for forward in (True, False))
     return Timeline(
         forward=_forward(groups, beside + embedding.named, engine),
-        loss_forward=_loss_forward(loss, stored, copies, first),
+        loss_forward=_loss_forward(loss, stored, 0 if step.loss in OUTSIDE_OF_THE_MODEL else copies, first),
         loss_backward=Peak("loss", loss.backward, stored, loss.backward.bytes, gathered=then),
         transients=max(group.forward.bytes - group.memory.input_bytes for group in groups),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
@@ -193,10 +193,7 @@ def layer_groups(architecture: Architecture, step: StepSpec) -> Iterator[LayerGr
         begins = block is architecture.blocks[0] or block.cross_attention is not None
         input_gradients = gives_input_gradients(step) or not begins
         if block.cross_attention:
-            norm = final_norm_memory(
-                architecture.final_norms[0], key, architecture.embeddings[0], "residual" in block.dropout
-            )
-            yield LayerGroup(norm, 1, False, False, zeros)
+            yield LayerGroup(encoder_end_memory(architecture, key), 1, False, False, zeros)
             first = 0
         for count, checkpointed in _runs(first, block.count, step.checkpoint_every if step.checkpointing else None):
             memory = layer_memory(block, key, width, stream, input_gradients)

@@ -180,6 +180,21 @@ def test_logits_that_are_handed_on_in_float32_are_the_peak_of_the_loss_in_place(
     assert phases(model, step)["forward"] == pytest.approx(traced, rel=0.01)
 
 
+@pytest.mark.parametrize(("method", "checkpointing"), [("full", False), ("lora", True), ("qlora", False)])
+def test_odds_ratios_peak_as_in_the_trace(method: str, checkpointing: bool):
+    from calibration.parity import named_step
+    from calibration.trace.model_config import transformers_config
+    from calibration.trace.step_trace import trace
+
+    model = small("llama2-7b")
+    step = named_step(model, method, "efficient", checkpointing, 4, 128)
+    step = replace(step, objective="orpo", loss="odds_ratio", masked=True)
+    traced, predicted = trace(transformers_config(model), step).peaks(), phases(model, step)
+    for phase, peak in predicted.items():
+        assert peak == pytest.approx(traced[phase], rel=TOLERANCE_OF_A_PHASE), phase
+    assert max(predicted.values()) == pytest.approx(max(traced.values()), rel=0.005)
+
+
 def test_a_tensor_that_only_one_side_has_is_named():
     from calibration.parity import Pair, SavedTensor, matched
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from trl.trainer.utils import selective_log_softmax
 
 from calibration.trace.gpu_attention import FusedAttention
 from calibration.trace.gpu_operators import as_on_gpu, kernels, scratch
@@ -125,6 +126,19 @@ def test_attention_by_hand_makes_scores_in_float32():
     heads = [(1, 4, ROWS, 32)] * 3
     operators, _ = made(lambda q, k, v: FusedAttention("math")(q, k, v), *heads)
     assert max(size for _, size in operators) == 4 * 4 * ROWS * ROWS
+
+
+def test_log_probabilities_of_labels_are_one_kernel_that_keeps_the_logits():
+    logits, labels = (2, ROWS, WIDTH), torch.long
+
+    def picked(x):
+        return selective_log_softmax(x, torch.empty((2, ROWS), dtype=labels)).sum()
+
+    operators, peak = made(picked, logits, dtype=torch.float32)
+    rows = 4 * 2 * ROWS
+    # Labels, and four numbers a row: log-probability, entropy, log-sum-exp and the logit that is expected.
+    assert operators == [("empty", 2 * rows), *[("empty", rows)] * 4, ("sum", 4)]
+    assert peak == 2 * rows + 4 * rows
 
 
 def test_everything_is_a_cpu_again_afterwards():
