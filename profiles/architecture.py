@@ -20,6 +20,10 @@ attention and MLP."""
 NamedToTheEnd = Literal["attention_input", "attention_output"]
 """What the code of a layer names until it returns, though nothing reads it any more."""
 
+Scaled = Literal["embedding", "residual", "logits"]
+"""What a class multiplies by a number of its own: the embedding's output, the outputs of attention and MLP, the logits.
+"""
+
 EagerScores = Literal["input", "float32_softmax", "float32"]
 """Precision of eager attention: the input's dtype, softmax in float32 and cast back, or scores in float32 as well."""
 
@@ -191,7 +195,8 @@ class Block:
     the output of attention or MLP, or with `norms_after_residual` the sum of that output and the residual stream. In a
     `parallel` block attention and MLP read the same residual stream and their outputs are added together; without a
     norm of its own the MLP reads what attention reads. `dropout` are the places where the layer drops out in training.
-    What is `named_to_the_end` lives until the layer returns.
+    What is `named_to_the_end` lives until the layer returns. If it `scales_residual`, what comes out of attention and
+    MLP is multiplied by a number before it is added.
     """
 
     name: str
@@ -208,6 +213,7 @@ class Block:
     norm_before_cross_attention: Norm | None = None
     dropout: tuple[DropoutPlace, ...] = ()
     named_to_the_end: tuple[NamedToTheEnd, ...] = ()
+    scales_residual: bool = False
     digest: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -257,13 +263,14 @@ class Architecture:
     """All parts of one model.
 
     The first embedding is that of tokens, a second one that of learned positions. `head` is the output projection; if
-    `tied` it shares the first embedding's weights. `embedding_projections` stand between embedding and residual stream
-    where the widths differ, in and out. `position_biases` are the tables of learned attention biases by distance.
-    `logit_softcap` squashes the logits with a tanh; unless it `upcasts_logits`, the class takes the cross entropy of
-    them as they are. `linear_class` is the class of the blocks' projections:
-    bitsandbytes quantizes `Linear` and `Conv1D`, not their subclasses. `float32_modules` stay in float32 when the model
-    is loaded in float16. `other_parameters` belong to parts that text does not pass (a vision tower). `buffer_bytes`
-    are the sizes of large tensors that are no weights, such as a causal mask of all positions.
+    `tied` it shares the first embedding's weights. `embedding_projections` stand between embedding and residual
+    stream where the widths differ, in and out. `position_biases` are the tables of learned attention biases by
+    distance. `logit_softcap` squashes the logits with a tanh; unless it `upcasts_logits`, the class takes the cross
+    entropy of them as they are. `scales_embedding` and `scales_logits` say what else is multiplied by a number.
+    `linear_class` is the class of the blocks' projections: bitsandbytes quantizes `Linear` and `Conv1D`, not their
+    subclasses. `float32_modules` stay in float32 when the model is loaded in float16. `other_parameters` belong to
+    parts that text does not pass (a vision tower). `buffer_bytes` are the sizes of large tensors that are no weights,
+    such as a causal mask of all positions.
     """
 
     embeddings: tuple[Embedding, ...]
@@ -276,6 +283,8 @@ class Architecture:
     position_biases: tuple[Embedding, ...] = ()
     logit_softcap: float | None = None
     upcasts_logits: bool = True
+    scales_embedding: bool = False
+    scales_logits: bool = False
     attention_codes: tuple[AttentionCode, ...] = ("eager", "sdpa", "flash_attention_2")
     linear_class: str = "Linear"
     float32_modules: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from profiles.architecture import AttentionCode, DropoutPlace, EagerScores, NamedToTheEnd, NormKind
+from profiles.architecture import AttentionCode, DropoutPlace, EagerScores, NamedToTheEnd, NormKind, Scaled
 from profiles.errors import UnsupportedError
 from profiles.model import LayerType, ModelProfile
 
@@ -136,6 +136,7 @@ class ArchitectureTraits(_Traits):
     to one row do not see each other, if their positions begin anew and there is no attention mask. `dropout` is
     where published models have it. `named_to_the_end` is what a layer's code keeps alive without need. A class that
     has a loss of its own may take logits as they are, where Transformers' loss upcasts them (`upcasts_logits`).
+    `scales` is what a class multiplies by a number that its config has.
     """
 
     source: str
@@ -149,6 +150,7 @@ class ArchitectureTraits(_Traits):
     parallel: bool = False
     norms_after_residual: bool = False
     upcasts_logits: bool = True
+    scales: tuple[Scaled, ...] = ()
     layer_pattern: tuple[LayerType, ...] = ("full_attention",)
     embedding: EmbeddingTraits
     head: HeadTraits = HeadTraits()

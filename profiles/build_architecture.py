@@ -28,6 +28,8 @@ def architecture(model: ModelProfile) -> Architecture:
         position_biases=_position_biases(model, traits),
         logit_softcap=model.final_logit_softcapping,
         upcasts_logits=traits.upcasts_logits,
+        scales_embedding="embedding" in traits.scales,
+        scales_logits="logits" in traits.scales,
         attention_codes=traits.attention_codes,
         linear_class=traits.linear_class,
         float32_modules=traits.float32_modules,
@@ -103,6 +105,7 @@ def _block(
         norm_before_cross_attention=_norm(traits, names.before_cross_attention, width) if cross else None,
         dropout=traits.dropout,
         named_to_the_end=traits.named_to_the_end,
+        scales_residual="residual" in traits.scales,
     )
 
 

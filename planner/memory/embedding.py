@@ -45,8 +45,9 @@ def embedding_memory(architecture: Architecture, step: StepSpec, offloaded: bool
     leaf = step.adapter is not None and gives_input_gradients(step)
     saved = sum(tensor.bytes for tensor in tape.saved() if tensor is not tokens)
     held = tokens in tape.saved() or (leaf and (offloaded or not is_input))
+    named = not held and not is_input and not architecture.scales_embedding
     positions = sum(rounded(step.seq_len * table.columns * tokens.itemsize) for table in architecture.embeddings[1:])
-    return EmbeddingMemory(saved + tokens.bytes * held, positions + tokens.bytes * (not held and not is_input))
+    return EmbeddingMemory(saved + tokens.bytes * held, positions + tokens.bytes * named)
 
 
 def _tape(architecture: Architecture, step: StepSpec) -> Tape:
@@ -56,6 +57,8 @@ def _tape(architecture: Architecture, step: StepSpec) -> Tape:
     ops = Operators(step, Tape(source), trainable=step.adapter is None)
     x = source
     ops.tape.hold(x)
+    if architecture.scales_embedding:
+        x = ops.scaled(x, "embedded tokens scaled")
     if architecture.embedding_norm:
         x = ops.norm(architecture.embedding_norm, x)
     if architecture.embedding_projections:

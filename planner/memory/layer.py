@@ -144,16 +144,24 @@ def _sequential(ops: Operators, block: Block, x: Tensor, encoded: Tensor | None)
     given = _normed(ops, block.norm_before_attention, x)
     branch = _normed(ops, block.norm_after_attention, _attention(ops, block.attention, given, block))
     attended = _dropped(ops, block, branch)
-    x = ops.add("residual after attention", x, attended)
+    x = _added(ops, block, "residual after attention", x, attended)
     if block.cross_attention and encoded:
         branch = _normed(ops, block.norm_before_cross_attention, x)
         branch = _attention(ops, block.cross_attention, branch, block, encoded)
-        x = ops.add("residual after cross-attention", x, _dropped(ops, block, branch))
+        x = _added(ops, block, "residual after cross-attention", x, _dropped(ops, block, branch))
     branch = _normed(ops, block.norm_before_mlp, x)
     branch = _normed(ops, block.norm_after_mlp, feed_forward(ops, block.mlp, branch, "activation" in block.dropout))
-    ops.add("residual after mlp", x, _dropped(ops, block, branch))
+    _added(ops, block, "residual after mlp", x, _dropped(ops, block, branch))
     named = {"attention_input": given, "attention_output": attended}
     ops.tape.hold(*(named[name] for name in block.named_to_the_end))
+
+
+def _added(ops: Operators, block: Block, name: str, x: Tensor, branch: Tensor) -> Tensor:
+    """The residual stream `x` with what a branch made of it."""
+    scaled = ops.scaled(branch, f"{branch.name} scaled") if block.scales_residual else branch
+    out = ops.add(name, x, scaled)
+    ops.tape.hold(branch)
+    return out
 
 
 def _dropped(ops: Operators, block: Block, x: Tensor) -> Tensor:

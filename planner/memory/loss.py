@@ -31,7 +31,7 @@ def loss_tape(architecture: Architecture, step: StepSpec, itemsize: int) -> Tape
     x = source
     for norm in architecture.final_norms[-1:]:
         x = ops.norm(norm, x)
-    PATHS[step.loss](ops, architecture.head, x, architecture.logit_softcap is not None)
+    PATHS[step.loss](ops, architecture, x)
     if step.loss not in OUTSIDE_OF_THE_MODEL:
         # The model's class names what the head reads until the loss is there.
         ops.tape.hold(x)
@@ -42,23 +42,25 @@ def _scalar(ops: Operators, name: str, inputs: tuple[Tensor, ...], saved: tuple[
     ops.tape.add(Op(name, inputs, (Tensor("loss", 1, FLOAT32),), saved))
 
 
-def _logits(ops: Operators, head: Linear, x: Tensor, capped: bool) -> Tensor:
+def _logits(ops: Operators, parts: Architecture, x: Tensor) -> Tensor:
     """All logits; the caller's output keeps them to the end of the backward pass where the step says so."""
-    logits = ops.plain(head, x)
+    logits = ops.plain(parts.head, x)
+    if parts.scales_logits:
+        logits = ops.scaled(logits, "scaled logits")
     if ops.step.upcast_in_model:
         logits = ops.cast(logits, FLOAT32)
     if ops.step.output_alive:
         maker = ops.tape.ops[-1]
         maker.saved += (logits,)
-    return ops.softcap(logits) if capped else logits
+    return ops.softcap(logits) if parts.logit_softcap is not None else logits
 
 
-def _full(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _full(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """Logits, a float32 copy, the log-softmax: 10 bytes a logit forward in 16 bit, 12 backward.
 
     Older Transformers also copied the logits to shift them, and GPT-BigCode left them in 16 bit.
     """
-    logits = _logits(ops, head, x, capped)
+    logits = _logits(ops, parts, x)
     wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
     given = _shifted(ops, wide)
     in_float32 = ops.cast(given, FLOAT32) if ops.autocast_size else given
@@ -75,9 +77,9 @@ def _shifted(ops: Operators, logits: Tensor) -> Tensor:
     return ops.tape.add(Op("shift", (logits,), (Tensor("shifted logits", logits.elements, logits.itemsize),)))
 
 
-def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _full_inplace(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """Unsloth's kernel, which writes the gradient over the logits that it is given."""
-    logits = _logits(ops, head, x, capped)
+    logits = _logits(ops, parts, x)
     wide = ops.cast(logits, FLOAT32) if ops.step.upcast_logits else logits
     given = _shifted(ops, wide)
     sums, losses = (Tensor(name, ops.tokens, ROW_STATISTICS) for name in ("log-sum-exp", "losses"))
@@ -88,11 +90,12 @@ def _full_inplace(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None
     ops.tape.hold(logits, wide)
 
 
-def _chunked(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _chunked(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """256 rows of logits at a time, computed again in the backward pass; a chunk's gradients wait for the last one's.
 
     The gradient of the head is that of the first chunk, to which those of the others are added.
     """
+    head = parts.head
     rows = min(ops.tokens, CHUNK_TOKENS)
     share = Tensor("chunk", rows * head.in_features, x.itemsize)
     chunk = Operators(ops.step, Tape(share, ops.tape.adds_in_place), ops.trainable)
@@ -118,11 +121,12 @@ def _chunked(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     )
 
 
-def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _fused(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """Tiles of tokens x vocabulary, recomputed in the backward pass; gradients add up in float32.
 
     Without Triton, on a CPU, each tile also takes its float32 forms, and its product with the head float32 weights.
     """
+    head = parts.head
     size = ops.autocast_size or x.itemsize
     # The last token of a row has no label.
     labels = max(ops.tokens - ops.step.micro_batch, 1)
@@ -149,16 +153,17 @@ def _fused(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
         op.parameter_gradients = _head_gradient(ops, head)
 
 
-def _liger(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _liger(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """Chunks of logits whose gradients are computed in the forward pass: of the input, and of the head if it learns.
 
     The logits become their own gradient. What a chunk adds to the head's is a product in the logits' dtype, and the
     same in the head's.
     """
+    head = parts.head
     size = ops.autocast_size or x.itemsize
     narrow = ops.cast(x, size)
-    parts = -(-head.out_features // head.in_features)
-    rows = min(ops.tokens, 1 << (-(-ops.tokens // parts) - 1).bit_length())
+    pieces = -(-head.out_features // head.in_features)
+    rows = min(ops.tokens, 1 << (-(-ops.tokens // pieces) - 1).bit_length())
     tile, product = rounded(rows * head.out_features * size), rounded(rows * head.in_features * size)
     gradient = Tensor("gradient of hidden_states", x.elements, size)
     weight = Tensor("gradient of the head", head.num_parameters if ops.trainable else 0, ops.base_size)
@@ -179,12 +184,12 @@ def _liger(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
     )
 
 
-def _odds_ratio(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _odds_ratio(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """ORPO in TRL 1.16: all logits, the cross entropy of the chosen half, and log-probabilities of both halves.
 
     Accelerate hands the logits of autocast on in float32. Each slice of the logits has a gradient of their full size.
     """
-    logits = _logits(ops, head, x, capped)
+    logits = _logits(ops, parts, x)
     wide = ops.cast(logits, FLOAT32) if ops.autocast_size else logits
     half = wide.elements // 2
     rows = Tensor("logits of the chosen", half, wide.itemsize, base=wide)
@@ -222,8 +227,9 @@ def _log_probabilities(ops: Operators, logits: Tensor) -> Tensor:
     return ops.tape.add(Op(logps.name, (picked, sums), (logps,)))
 
 
-def _score(ops: Operators, head: Linear, x: Tensor, capped: bool) -> None:
+def _score(ops: Operators, parts: Architecture, x: Tensor) -> None:
     """A reward model: one number a token, of which the last of each row counts. The head learns below any adapter."""
+    head = parts.head
     narrow = ops.cast(x, ops.autocast_size or x.itemsize)
     scores = Tensor("scores", ops.tokens, narrow.itemsize)
     ops.tape.add(Op("score", (narrow,), (scores,), (narrow,), parameter_gradients=_head_gradient(ops, head)))
@@ -234,7 +240,7 @@ def _head_gradient(ops: Operators, head: Linear) -> int:
     return ops.gradient_bytes(head.num_parameters)
 
 
-PATHS: dict[StepLoss, Callable[[Operators, Linear, Tensor, bool], None]] = {
+PATHS: dict[StepLoss, Callable[[Operators, Architecture, Tensor], None]] = {
     "full": _full,
     "full_inplace": _full_inplace,
     "chunked": _chunked,
@@ -243,4 +249,4 @@ PATHS: dict[StepLoss, Callable[[Operators, Linear, Tensor, bool], None]] = {
     "odds_ratio": _odds_ratio,
     "score": _score,
 }
-"""What writes each way to the loss, from head and normalized hidden states; the last is whether logits are capped."""
+"""What writes each way to the loss, for a model of these parts, from its normalized hidden states."""

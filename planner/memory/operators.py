@@ -297,13 +297,13 @@ class Operators:
 
     def _tanh_gelu(self, name: str, x: Tensor) -> Tensor:
         """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), operator by operator."""
-        half = self._scaled(x, f"{name} half")
+        half = self.scaled(x, f"{name} half")
         # On a GPU, autocast takes powers in float32.
         wide = self.cast(x, FLOAT32) if self.autocast_size and self.step.device == "cuda" else x
         cube = Tensor(f"{name} cube", x.elements, wide.itemsize)
         self.tape.add(Op("pow", (wide,), (cube,), (wide,), backward_scratch=2 * wide.bytes))
-        inner = self.add(f"{name} inner", x, self._scaled(cube, f"{name} scaled cube"))
-        argument = self._scaled(inner, f"{name} argument")
+        inner = self.add(f"{name} inner", x, self.scaled(cube, f"{name} scaled cube"))
+        argument = self.scaled(inner, f"{name} argument")
         tanh, shifted = (Tensor(f"{name} {part}", x.elements, wide.itemsize) for part in ("tanh", "1 + tanh"))
         self.tape.add(Op("tanh", (argument,), (tanh,), (tanh,)))
         self.tape.add(Op("1 + tanh", (tanh,), (shifted,), passes_grad=True))
@@ -311,7 +311,7 @@ class Operators:
         self.tape.hold(x)
         return out
 
-    def _scaled(self, x: Tensor, name: str) -> Tensor:
+    def scaled(self, x: Tensor, name: str) -> Tensor:
         """`x` times a number, of which autograd keeps nothing."""
         return self.tape.add(Op(name, (x,), (Tensor(name, x.elements, x.itemsize),)))
 
