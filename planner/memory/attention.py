@@ -87,7 +87,9 @@ def _position_bias(ops: Operators, attention: Attention, num_scores: int, itemsi
     shared = Tensor("shared position bias", elements, itemsize, learns)
     ops.tape.outside += (shared,)
     bias = Tensor("position bias", elements * rows, itemsize, learns)
-    return ops.tape.add(Op(bias.name, (shared,), (bias,)))
+    # What comes later is filled with a number; autograd keeps where.
+    causal = () if ops.step.masked or not ops.decodes else (Tensor("causal mask", elements // attention.num_heads, 1),)
+    return ops.tape.add(Op(bias.name, (shared,), (bias,), causal))
 
 
 def _repeated(ops: Operators, attention: Attention, x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def layer_tape(block: Block, step: StepSpec, hidden_size: int, itemsize: int, in
     source = Tensor("hidden_states", step.num_tokens * hidden_size, itemsize, input_gradients)
     tape = Tape(source, adds_in_place=step.device == "cuda", outside=(encoded,) if encoded else ())
     biased = block.attention.score_bias == "relative"
-    ops = Operators(step, tape, trainable=step.adapter is None, has_position_biases=biased)
+    ops = Operators(step, tape, trainable=step.adapter is None, has_position_biases=biased, decodes=encoded is not None)
     if block.parallel:
         _parallel(ops, block, source)
     else:

@@ -32,13 +32,14 @@ spelled out in Python."""
 class Operators:
     """Writes the operators of one step onto a tape.
 
-    `tokens` is batch x seq_len, `trainable` is true when the base weights learn.
+    `tokens` is batch x seq_len, `trainable` is true when the base weights learn, `decodes` behind an encoder.
     """
 
     step: StepSpec
     tape: Tape
     trainable: bool
     has_position_biases: bool = False
+    decodes: bool = False
     base_size: int = field(init=False)
     norm_size: int = field(init=False)
     autocast_size: int | None = field(init=False)
