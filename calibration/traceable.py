@@ -122,7 +122,8 @@ class Case:
 def small_llama() -> ModelProfile:
     """A Llama of five narrow layers, of which the trace leaves some out."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 512}
-    return find_model("SmolLM2-135M").model_copy(update=shape | {"num_attention_heads": 8, "num_key_value_heads": 4})
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    return find_model("SmolLM2-135M").model_copy(update=shape | heads)
 
 
 @cache

@@ -1,6 +1,8 @@
 """A model as the trainer builds it, but of fake tensors: every shape and dtype, and not one weight."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -8,6 +10,7 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
 from peft.tuners.lora import dora
+from peft.tuners.shira import config as shira_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -65,8 +68,40 @@ def wrapped(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel | Peft
         # DoRA looks at the norms of weights, of copies if they are packed; on the meta device they are not yet.
         patch.object(dora, "deepcopy", lambda layer: layer),
         patch.object(dora, "dequantize_module_weight", _unpacked),
+        # SHiRA draws places by chance, and asks where they are; it says beforehand how many.
+        patch.object(shira_config, "random_mask", _places),
+        patch.object(torch, "where", _where(torch.where)),
     ):
         return wrap_with_adapter(model, config, low_cpu_mem_usage=True)
+
+
+class Places:
+    """Some places of a matrix, of which only the number is known."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> "Places":  # type: ignore[override]
+        """The same places: those where a mask is true."""
+        return self
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _places(layer: nn.Module, r: int, **_: object) -> Places:
+    """As many as two factors of rank `r` have elements (peft `tuners/shira/mask_functions.py`, `random_mask`)."""
+    return Places(r * (layer.in_features + layer.out_features))
+
+
+def _where(where: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.where, also of `Places`: their rows and columns."""
+
+    def find(condition: object, *others: object) -> Any:  # noqa: ANN401
+        if isinstance(condition, Places):
+            return tuple(torch.empty(condition.number, dtype=torch.int64, device="meta") for _ in range(2))
+        return where(condition, *others)
+
+    return find
 
 
 def _unpacked(layer: nn.Module) -> torch.Tensor:
@@ -162,9 +197,27 @@ def to_fake(model: nn.Module, step: StepSpec) -> None:
             _pack_8bit(module)
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Tensor) and value.device.type == "meta":
-                setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
+        _fake_apart(module)
+
+
+def _fake_apart(module: nn.Module) -> None:
+    """Give fake tensors to what a module holds beside its parameters and buffers."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, torch.Tensor) and value.device.type == "meta":
+            setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
+    for held in held_apart(module).values():
+        for name, value in held.items():
+            held[name] = torch.empty(value.shape, dtype=value.dtype)
+
+
+def held_apart(module: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors that a layer of PEFT has by adapter, beside its parameters and buffers, as SHiRA its places."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, dict) and value and all(isinstance(one, torch.Tensor) for one in value.values())
+        if name not in ("_parameters", "_buffers")
+    }
 
 
 def _dtype(parameter: nn.Parameter, step: StepSpec, adapts: bool, is_norm: bool) -> torch.dtype:

@@ -82,10 +82,17 @@ def _index_put_scratch(
     return [torch.empty(parts * places, dtype=torch.int64) for parts in (1, 1, 1, 1, 2)]
 
 
+def _sparse_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a matrix has at the places of a sparse one."""
+    values = torch.empty(mask._values().shape, dtype=x.dtype)
+    return torch.sparse_coo_tensor(mask._indices(), values, mask.shape, check_invariants=False)
+
+
 SELECTING_KERNELS: dict[object, Kernel] = {
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,
+    aten.sparse_mask.default: _sparse_mask,
 }
 """Operators whose form torch does not know, on any device."""
 

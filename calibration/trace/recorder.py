@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -208,7 +208,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _follow(self, args: tuple[Any, ...]) -> None:
         """Go to the layer whose tensors are read."""
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        tensors = [arg for arg in args if _has_memory(arg)]
         known = (self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors)
         layer = next((at for at in (self.allocation_layers[found[0]] for found in known if found) if at), None)
         if layer:
@@ -233,7 +233,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             each = isinstance(result, (list, tuple)) and position < len(first)
             sources = [first[position]] if each else []
         else:
-            sources = [arg for arg in args if isinstance(arg, torch.Tensor)]
+            sources = [arg for arg in args if _has_memory(arg)]
             if not sources:
                 return self._at_layer
         known = self._alive.get(sources[0].untyped_storage()._cdata) if sources else None
@@ -262,16 +262,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
 
 def _tensors(result: object) -> Iterator[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
+    """The tensors in a result that have memory: a sparse one has it in its positions and its values."""
+    if _has_memory(result):
         yield result
+    elif isinstance(result, torch.Tensor):
+        yield from (result._indices(), result._values())
     elif isinstance(result, (list, tuple)):
         for part in result:
             yield from _tensors(part)
 
 
+def _has_memory(tensor: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+
+
 def _has_sole_owner(tensor: object) -> bool:
     """Whether no other tensor shares the memory: the storage is counted by the tensor and by the one who asks."""
-    return isinstance(tensor, torch.Tensor) and torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) == 2
+    return _has_memory(tensor) and torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) == 2
 
 
 def _called_by_autograd() -> bool:

@@ -33,7 +33,7 @@ from transformers.models.mixtral import modeling_mixtral
 from calibration.allocator.stream import Kind, Stream
 from calibration.trace.bare_loop import Bare, run_bare_loop
 from calibration.trace.fake_batches import FakeBatches, examples, tokenizer
-from calibration.trace.fake_model import layer_lists, meta_model, quantization_constants, to_fake, wrapped
+from calibration.trace.fake_model import held_apart, layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.trace.fused_layers import fused_layers
 from calibration.trace.gpu_bitsandbytes import paged_states
 from calibration.trace.gpu_operators import as_if_real, as_on_gpu, kernels, scratch
@@ -259,6 +259,10 @@ def label_loaded(model: torch.nn.Module, prefix: str, recorder: Recorder) -> Non
     for path, constants in quantization_constants(model).items():
         name = prefix + path
         recorder.label(constants, name, name.rpartition(".")[0], "quantized weight")
+    for path, module in model.named_modules():
+        for name, held in held_apart(module).items():
+            for tensor in held.values():
+                recorder.label(tensor, f"{prefix}{path}.{name}", prefix + path, "buffer")
     for path, buffer in model.named_buffers():
         name = prefix + path
         recorder.label(buffer, name, name.rpartition(".")[0], "buffer")

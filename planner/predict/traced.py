@@ -4,6 +4,7 @@ The trace also answers for architectures that the closed form does not describe,
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,8 @@ def traced_estimate(
         text=True,
         encoding="utf-8",
         check=False,
+        # bitsandbytes would load torch's compiler, which nothing here compiles with: a second of a processor.
+        env=os.environ | {"TORCHDYNAMO_DISABLE": "1"},
     )
     try:
         answer = TraceAnswer.model_validate_json(process.stdout)

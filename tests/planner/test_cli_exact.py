@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.asking.question import Wishes
 from planner.asking.subject import configuration
+from planner.asking.wishes import Wishes
 from planner.cli import main
 from planner.predict import traced
 

@@ -100,6 +100,15 @@ def test_an_adapter_that_spans_the_layers_is_traced_with_all_of_them():
     assert prompt == 8 * 5 * 2 * 64 * 4
 
 
+def test_weights_at_places_drawn_by_chance_are_as_many_as_two_factors_have():
+    step = replace(LORA, adapter=of_method("SHIRA", r=8, target_modules=["q_proj"]))
+    allocations = trace(llama(3), step).allocations
+    places = 8 * (128 + 128)
+    assert [a.bytes for a in allocations if a.kind == "adapter"] == 3 * [4 * places]
+    # A row and a column of four bytes each.
+    assert [a.bytes for a in allocations if "shira_indices" in a.name] == 3 * [2 * 4 * places]
+
+
 def test_a_method_that_needs_the_values_of_weights_is_refused():
     step = replace(LORA, adapter=of_method("FROD"), weight_dtype="float32", autocast=None)
     with pytest.raises(UnsupportedError, match="FROD cannot be traced: its shape follows from values"):
