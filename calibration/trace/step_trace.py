@@ -62,6 +62,10 @@ OVER_LAYERS = {"ADALORA", "LILY", "SHADOW"}
 """Methods with a loss over the adapters of all layers, with weights that layers share, or with layers of their own."""
 
 
+OF_FEW_LAYERS = (RuntimeError, LookupError, AttributeError, TypeError)
+"""Errors of code that counts the layers of the whole model; of any other code, the whole trace has them too."""
+
+
 def trace(
     architecture: PreTrainedConfig,
     step: StepSpec,
@@ -80,7 +84,7 @@ def trace(
     """
     try:
         if not whole and not _spans_layers(step):
-            with contextlib.suppress(UnevenLayersError):
+            with contextlib.suppress(UnevenLayersError, *OF_FEW_LAYERS):
                 return with_all_layers(*_traced(architecture, step, False, workspace_bytes, harness)).stream
         return _traced(architecture, step, True, workspace_bytes, harness)[0].stream
     except ImportError as error:
