@@ -28,6 +28,7 @@ FROM_REPOSITORY = {
     "constants.md": "calibration/ACCURACY.md",
     "methods.md": "trainer/METHODS.md",
     "faults.md": "trainer/FAULTS.md",
+    "traceable.md": "calibration/TRACEABLE.md",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)]+)\)")
 EXIT_CODE = re.compile(r"^```console exit=\d+$", re.MULTILINE)

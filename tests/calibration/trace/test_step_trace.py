@@ -93,6 +93,17 @@ def test_a_reference_that_answered_before_is_not_asked():
     assert max(asked.peaks().values()) - max(before.peaks().values()) == pytest.approx(weights, rel=0.01)
 
 
+@pytest.mark.parametrize(("autocast", "itemsize"), [("bfloat16", 4), (None, 2)])
+def test_an_output_that_is_kept_is_float32_where_accelerate_leaves_autocast(autocast, itemsize):
+    architecture = llama(3)
+    architecture.vocab_size = 4096
+    kept, let_go = (
+        trace(architecture, replace(LORA, loss="full", autocast=autocast, output_alive=alive)).peaks()["backward"]
+        for alive in (True, False)
+    )
+    assert kept - let_go == LORA.num_tokens * architecture.vocab_size * itemsize
+
+
 def test_an_adapter_that_spans_the_layers_is_traced_with_all_of_them():
     step = replace(LORA, adapter=of_method("PREFIX_TUNING", num_virtual_tokens=8), checkpointing=False)
     (prompt,) = {a.bytes for a in trace(llama(), step).allocations if a.kind == "adapter"}

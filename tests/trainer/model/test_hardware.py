@@ -298,3 +298,18 @@ def test_paged_states_are_refused_under_windows(monkeypatch):
         check_config(paged, A100)
     assert refusal.value.hint == "use optim adamw_8bit"
     check_config(config(), A100)
+
+
+def test_what_an_int8_layer_returns_may_be_written_into(monkeypatch):
+    import torch
+    from bitsandbytes.nn import Linear8bitLt
+
+    from trainer.model.hardware import return_copies
+
+    # On a GPU it returns a view that an autograd function made.
+    monkeypatch.setattr(Linear8bitLt, "forward", lambda _layer, x: x.view(x.shape))
+    model = torch.nn.Sequential(Linear8bitLt(8, 8, has_fp16_weights=False))
+    x = torch.ones(2, 8)
+    assert model(x)._is_view()
+    return_copies(model)
+    assert not model(x)._is_view()

@@ -1,0 +1,43 @@
+"""The page of what can be traced shows what is kept, and some of it is tried again."""
+
+import pytest
+
+from calibration.traceable import PAGE, TRACED, cases, libraries, outcome, page, read_kept
+
+AGAIN = (
+    ("methods of PEFT", "C3A, int8"),  # writes into the output of its base
+    ("methods of PEFT", "SHIRA, nf4"),  # has its shape by chance
+    ("methods of PEFT", "FROD, float32"),  # needs the values of weights
+    ("objectives", "kto, int8, preference precompute_ref_log_probs True"),
+    ("knobs", "t5, lora, loss fused"),  # for decoders only
+    ("decoders", "gemma2"),  # eager attention only
+    ("encoder-decoders", "bart"),
+)
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_page_is_what_is_kept():
+    assert PAGE.read_text("utf-8") == page(read_kept()), "run `python -m calibration.traceable`"
+
+
+def test_all_that_is_kept_is_asked_now():
+    kept = read_kept()
+    if kept["libraries"] != libraries():
+        pytest.skip("tried with other versions")
+    tried = {(group, name) for group, found in kept["outcomes"].items() for name in found}
+    assert tried == {(case.group, case.name) for case in cases()}, "run `python -m calibration.traceable`"
+
+
+@pytest.mark.parametrize(("group", "name"), AGAIN)
+def test_what_is_kept_is_tried_again(group, name):
+    kept = read_kept()
+    if kept["libraries"] != libraries():
+        pytest.skip("tried with other versions")
+    case = next(case for case in cases() if (case.group, case.name) == (group, name))
+    assert outcome(case) == kept["outcomes"][group][name]
+
+
+def test_every_method_that_trains_is_traced_but_one():
+    refused = {name for name, one in read_kept()["outcomes"]["methods of PEFT"].items() if not one.startswith(TRACED)}
+    assert refused == {"FROD, float32"}
