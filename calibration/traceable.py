@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -266,15 +267,16 @@ def libraries() -> dict[str, str]:
 def page(kept: Mapping[str, Any]) -> str:
     """TRACEABLE.md: of each group how many, and why the others cannot."""
     outcomes: Mapping[str, Mapping[str, str]] = kept["outcomes"]
+    of = Counter(case.group for case in cases())
     counts = [
-        (group, str(sum(one.startswith(TRACED) for one in found.values())), str(len(found)))
+        (group, str(sum(one.startswith(TRACED) for one in found.values())), str(len(found)), str(of[group]))
         for group, found in outcomes.items()
     ]
     tried = ", ".join(f"{name} {number}" for name, number in kept["libraries"].items())
-    parts = [INTRODUCTION.strip(), f"Tried with {tried}.", _table(("group", "traced", "tried"), counts)]
+    parts = [INTRODUCTION.strip(), f"Tried with {tried}.", _table(("group", "traced", "tried", "known"), counts)]
     for group, found in outcomes.items():
         works = [name + one.removeprefix(TRACED) for name, one in found.items() if one.startswith(TRACED)]
-        parts += [f"## {group[0].upper()}{group[1:]}", f"Traced: {'; '.join(works)}."]
+        parts += [f"## {group[0].upper()}{group[1:]}"] + ([f"Traced: {'; '.join(works)}."] if works else [])
         refused = [(name, one) for name, one in found.items() if not one.startswith(TRACED)]
         if refused:
             parts.append(_table(("not traced", "why"), refused))

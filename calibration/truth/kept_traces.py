@@ -43,7 +43,8 @@ def fingerprint(question: Question, harness: Harness) -> str:
         model.model_dump(mode="json", exclude=PROVENANCE),
         asdict(step),
         (gpu.cublas_workspace_bytes, gpu.context_bytes, gpu.memory_bytes),
-        harness.model_dump(exclude={"source"}),
+        # Only where threads race is there more to an answer.
+        harness.model_dump(exclude={"source"} if harness.races else {"source", "races"}),
     )
     return _digest(json.dumps(facts, sort_keys=True))
 
