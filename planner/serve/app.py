@@ -1,6 +1,7 @@
 """The server: the page at /, the verbs at /api and /mcp. Nothing of it is on the way of a command line's answer."""
 
 import gc
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from planner.asking.question import Access, own_card
@@ -140,6 +142,7 @@ class Page:
         self._templates = Environment(
             loader=PackageLoader("planner.serve"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
+        self._templates.filters["coded"] = _coded
         self._choices: FormChoices = form_choices(has_card=own_card() is not None, folders=settings.folders)
         self._kept_plan = lru_cache(REMEMBERED)(self._ask)
         self._kept_answer = lru_cache(REMEMBERED)(self._write_answer)
@@ -271,6 +274,11 @@ class Page:
     def _html(self, template: str, **context: object) -> str:
         shown = {"shows_runs": self._settings.shows_runs, "version": version()}
         return self._templates.get_template(template).render(shown | context)
+
+
+def _coded(text: str) -> Markup:
+    """`text` with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # it is escaped
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class PageAnswer:
         speed, own = candidate.tokens_per_second, self.plan.tokens_per_second
         return Option(
             what=method_words(config),
-            settings=", ".join(_settings(config)),
+            settings=", ".join(_settings(config, self.plan.config)),
             needs=format_bytes(candidate.estimate.process_bytes),
             pace=pace_words(speed),
             against=_signed(size) + (f", {speed / own - 1:+.0%}" if speed and own else ""),
@@ -246,11 +246,12 @@ def _value(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _settings(config: RunConfig) -> Iterator[str]:
+def _settings(config: RunConfig, chosen: RunConfig | None) -> Iterator[str]:
+    """What is decided in `config`; the layout of the cards where it is another than in the configuration `chosen`."""
     yield f"{config.per_device_train_batch_size} x {config.gradient_accumulation_steps}"
     yield checkpoint_words(config)
     yield config.optim
-    if config.parallel is not None:
+    if config.parallel is not None and (chosen is None or config.parallel != chosen.parallel):
         yield layout_words(config)
 
 

@@ -62,6 +62,19 @@ def test_what_changed_is_said(served):
     assert "What changed" not in html
 
 
+def test_the_reference_shows_names_as_code(served):
+    _, html = served.get("/reference")
+    assert "Whether <code>model</code> can be fine-tuned on <code>gpu</code>, and how." in html
+    assert "`" not in words_of(html)
+
+
+def test_a_layout_is_told_where_it_is_another_one(served):
+    _, html = served.get(link("/options/list", model="70b", gpu="A100-SXM4-80GB", num_gpus="8"))
+    plan = planner.can("70b", "A100-SXM4-80GB", num_gpus=8)
+    others = sum(one.config.parallel != plan.config.parallel for one in plan.alternatives)
+    assert 0 < html.count("8 cards, ") == others < len(plan.alternatives)
+
+
 def test_errors_are_text_with_a_way_out(served):
     status, html = served.get(link(model="mistral-7c", gpu="T4"))
     assert status == 200
