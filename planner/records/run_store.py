@@ -56,8 +56,7 @@ def remember(runs: Sequence[StoredRun], path: Path) -> int:
         try:
             return _insert(path, rows)
         except sqlite3.DatabaseError as error:
-            # The subclasses say that the file is locked or may not be written, but not that it is damaged.
-            if type(error) is not sqlite3.DatabaseError:
+            if not _is_damage(error):
                 raise
             _set_aside(path)
             return _insert(path, rows)
@@ -81,8 +80,14 @@ def recall(path: Path, newest: int | None = None) -> list[StoredRun]:
         with contextlib.closing(_reader(path)) as connection:
             rows = connection.execute(query, (newest or 2**62,)).fetchall()
     except sqlite3.Error as error:
-        raise StoreError(f"the store of runs {path} cannot be read: {error}") from error
+        hint = f"the next run puts it aside as {path.name}.damaged" if _is_damage(error) else None
+        raise StoreError(f"the store of runs {path} cannot be read: {error}", hint) from error
     return list(_runs(rows))
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """The subclasses of DatabaseError say that the file is locked or may not be written, but not that it is damaged."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _insert(path: Path, rows: Sequence[tuple[object, ...]]) -> int:

@@ -48,8 +48,9 @@ def test_two_processes_that_write_at_once_lose_nothing(tmp_path):
 def test_a_damaged_store_is_told_when_read_and_set_aside_when_written(tmp_path):
     path = tmp_path / "runs.db"
     path.write_bytes(b"no database " * 1000)
-    with pytest.raises(StoreError, match=r"cannot be read: file is not a database"):
+    with pytest.raises(StoreError, match=r"cannot be read: file is not a database") as caught:
         recall(path)
+    assert caught.value.hint == "the next run puts it aside as runs.db.damaged"
     assert remember([made_up_run()], path) == 1
     assert len(recall(path)) == 1
     assert (tmp_path / "runs.db.damaged").read_bytes().startswith(b"no database")
