@@ -142,7 +142,9 @@ def as_toml(found: Fitted) -> str:
         lines += _named(slack.runs, slack.records)
     for card in found.context:
         lines += ["", "[[context]]", f"gpu = {json.dumps(card.gpu)}", f"mib = {card.mib}"]
-        lines += [f"least_mib = {card.least_mib}", *_named(card.runs, card.records)]
+        lines.append(f"least_mib = {card.least_mib}")
+        lines += [] if card.above_left_out_mib is None else [f"above_left_out_mib = {card.above_left_out_mib}"]
+        lines += _named(card.runs, card.records)
     return "\n".join(lines) + "\n"
 
 
@@ -196,7 +198,10 @@ def _print(
         console.print(_constants(one))
     console.print(_slack(found))
     for card in found.context:
-        console.print(f"context of {card.gpu}: {card.least_mib} to {card.mib} MiB in {card.runs} runs")
+        left_out = (
+            "" if card.above_left_out_mib is None else f", a model at most {card.above_left_out_mib} above the others"
+        )
+        console.print(f"context of {card.gpu}: {card.least_mib} to {card.mib} MiB in {card.runs} runs{left_out}")
     console.print(_memory(memory))
     console.print(_errors(lines))
     for sentence in said:

@@ -65,6 +65,9 @@ class MeasuredContext(_Facts):
     gpu: str
     mib: int = Field(gt=0)
     least_mib: int = Field(gt=0)
+    above_left_out_mib: int | None = Field(
+        default=None, ge=0, description="how far a model lay above the most of the others; None if only one ran"
+    )
     runs: int = Field(gt=0)
     records: tuple[str, ...]
 

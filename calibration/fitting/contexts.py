@@ -10,26 +10,45 @@ from profiles.gpu_catalog import find_gpu
 from profiles.overheads import GenerationContext, SeenContext, overheads
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one run held beside torch's memory, in MiB, the model that it trained, and the file of its record."""
+
+    mib: int
+    model: str
+    record: str
+
+
 def fit_contexts(measurements: Mapping[str, Sequence[Measurement]]) -> tuple[MeasuredContext, ...]:
     """The process less what torch reserved, by card: the most that was seen, as more memory is what a run dies of."""
-    seen: dict[str, list[tuple[int, str]]] = {}
+    seen: dict[str, list[_Seen]] = {}
     for name, found in measurements.items():
         for one in found:
-            measured, card = one.attempt.measured, one.point.config.gpu
-            if card and measured and measured.process_bytes and measured.reserved_bytes:
-                context = measured.process_bytes - measured.reserved_bytes
-                if context > 0:
-                    seen.setdefault(find_gpu(card).name, []).append((context, name))
+            measured, config = one.attempt.measured, one.point.config
+            if config.gpu and measured and measured.process_bytes and measured.reserved_bytes:
+                mib = -(-(measured.process_bytes - measured.reserved_bytes) // MIB)
+                if mib > 0:
+                    seen.setdefault(find_gpu(config.gpu).name, []).append(_Seen(mib, config.model, name))
     return tuple(
         MeasuredContext(
             gpu=card,
-            mib=-(-max(contexts)[0] // MIB),
-            least_mib=max(1, min(contexts)[0] // MIB),
-            runs=len(contexts),
-            records=tuple(sorted({name for _, name in contexts})),
+            mib=max(run.mib for run in runs),
+            least_mib=min(run.mib for run in runs),
+            above_left_out_mib=_above_left_out(runs),
+            runs=len(runs),
+            records=tuple(sorted({run.record for run in runs})),
         )
-        for card, contexts in sorted(seen.items())
+        for card, runs in sorted(seen.items())
     )
+
+
+def _above_left_out(runs: Sequence[_Seen]) -> int | None:
+    """How far runs of a model lie above the most of all other models, at the worst; None where only one ran."""
+    models = {run.model for run in runs}
+    if len(models) < 2:
+        return None
+    most = {model: max(run.mib for run in runs if run.model == model) for model in models}
+    return max(0, *(mib - max(other for name, other in most.items() if name != model) for model, mib in most.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,11 @@ def test_the_context_is_the_most_that_was_seen_on_a_card(planned):
     (context,) = fit_contexts({"h100.jsonl": found})
     assert (context.gpu, context.mib, context.least_mib, context.runs) == (H100.name, 655, 590, 3)
     assert context.records == ("h100.jsonl",)
+    by_model = {}
+    for one, mib in zip(planned, (610, 590, 655), strict=False):
+        by_model[one.point.config.model] = max(mib, by_model.get(one.point.config.model, 0))
+    lower, most = sorted(by_model.values())[-2:]
+    assert context.above_left_out_mib == most - lower
 
 
 def test_records_are_timed_steps_and_those_that_did_not_run_are_none(planned):
