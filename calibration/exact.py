@@ -9,12 +9,13 @@ from transformers import PreTrainedConfig
 
 from calibration.allocator.caching import Settings
 from calibration.allocator.loading import with_loading
-from calibration.allocator.replay import Replay, process_bytes, replay, smallest_capacity
+from calibration.allocator.replay import process_bytes, replay, smallest_capacity
 from calibration.allocator.stream import Allocation, Stream
 from calibration.trace.model_config import transformers_config
 from calibration.trace.step_trace import trace
 from calibration.trace.undescribed import read_config, undescribed_network
 from planner.config.run_config import RunConfig
+from planner.memory.reserved import context_bytes
 from planner.predict.traced import Alive, TraceAnswer, TraceQuestion
 from planner.step.resolve import check_encoder_decoder, resolve_step, step_of_network
 from planner.step.step_spec import StepSpec
@@ -40,7 +41,7 @@ def answer(question: TraceQuestion) -> TraceAnswer:
     loaded = with_loading(stream, step)
     # The launcher asks for expandable segments; other trainers take torch's default.
     settings = Settings(expandable_segments=traits_of(question.trainer).name == "fitune")
-    return _on_gpu(loaded, replay(loaded, settings), settings, gpu)
+    return _on_gpu(loaded, settings, step, gpu)
 
 
 def traced(question: TraceQuestion) -> tuple[StepSpec, Stream]:
@@ -99,11 +100,12 @@ def _on_cpu(stream: Stream) -> TraceAnswer:
     )
 
 
-def _on_gpu(loaded: Stream, replayed: Replay, settings: Settings, gpu: GpuProfile) -> TraceAnswer:
+def _on_gpu(loaded: Stream, settings: Settings, step: StepSpec, gpu: GpuProfile) -> TraceAnswer:
     """The least that can work is what the allocator can live with when it gives back all that it caches."""
+    replayed = replay(loaded, settings)
     phases = {phase: peak.allocated for phase, peak in replayed.phases.items()}
-    process = process_bytes(replayed, gpu)
-    lowest = smallest_capacity(loaded, settings) + gpu.context_bytes
+    process = process_bytes(replayed, step, gpu)
+    lowest = smallest_capacity(loaded, settings) + context_bytes(step, gpu)
     binding = max(phases, key=lambda phase: phases[phase])
     return TraceAnswer(
         phases=phases,

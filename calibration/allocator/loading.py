@@ -27,6 +27,8 @@ def with_loading(
     many as `ahead` weights more are there, in the dtype of the file, when one is packed.
 
     Moved: a model that is not quantized comes weight by weight in the order of its modules (`torch.nn.Module.cuda`).
+    So do the shares of one that is shared out, with its adapter: the whole model is in host memory until then
+    (accelerate 1.15 `fsdp2_load_full_state_dict`).
 
     Adapters come last: PEFT makes them in the dtype of a base that is not quantized, and casts them when all are there
     (`_move_adapter_to_device_of_base_layer`, `cast_adapter_dtype`).
@@ -35,7 +37,7 @@ def with_loading(
     loaded = Stream(list(stream.allocations))
     loaded.begin("load")
     base = [event for event in stream.events[:end] if event >= 0 and stream.allocations[event].kind in _BASE]
-    if weights == "moved" and step.quantization is None:
+    if step.weight_shards > 1 or (weights == "moved" and step.quantization is None):
         loaded.events += base
     else:
         _load(loaded, base, step, ahead)
@@ -100,7 +102,12 @@ def _quantize(loaded: Stream, weight: int, constants: list[int], step: StepSpec)
 
 def _load_adapters(loaded: Stream, adapters: list[int], step: StepSpec) -> None:
     itemsize = DTYPE_BYTES[step.weight_dtype]
-    casts = step.adapter is not None and itemsize < DTYPE_BYTES[step.adapter.dtype] and step.quantization is None
+    casts = (
+        step.adapter is not None
+        and step.weight_shards == 1
+        and itemsize < DTYPE_BYTES[step.adapter.dtype]
+        and step.quantization is None
+    )
     copies = []
     for adapter in adapters if casts else ():
         of_adapter = loaded.allocations[adapter]

@@ -7,6 +7,8 @@ from calibration.allocator.caching import CachingAllocator, Peak, Settings
 from calibration.allocator.memory_blocks import Block
 from calibration.allocator.repeated_steps import step_bounds, with_steps
 from calibration.allocator.stream import Allocation, Phase, Stream
+from planner.memory.reserved import context_bytes
+from planner.step.step_spec import StepSpec
 from profiles.gpu import GpuProfile
 from profiles.overheads import overheads
 
@@ -76,9 +78,9 @@ def smallest_capacity(stream: Stream, settings: Settings, steps: int | None = No
     return runs * grain
 
 
-def process_bytes(replayed: Replay, gpu: GpuProfile) -> int:
+def process_bytes(replayed: Replay, step: StepSpec, gpu: GpuProfile) -> int:
     """Bytes that the process holds on the card at its peak, as nvidia-smi shows them: the context and all reserved."""
-    return replayed.peak.reserved + gpu.context_bytes
+    return replayed.peak.reserved + context_bytes(step, gpu)
 
 
 def _replay(stream: Stream, settings: Settings) -> Replay:

@@ -38,7 +38,8 @@ def meta_model(config: RunConfig, architecture: PreTrainedConfig, whole: bool) -
             _untie(model)
     # Without checkpoints nothing asks for the gradient of the embedding's output, so the first layer makes none.
     first_differs = config.method != "full" and not config.gradient_checkpointing
-    stacks = [] if whole else shorten(model, first_differs)
+    gathers = config.parallel is not None and config.parallel.partitions_weights
+    stacks = [] if whole else shorten(model, first_differs, reach=2 if gathers else 1)
     quantization = quantization_config(config)
     if quantization is not None:
         quantizer = AutoHfQuantizer.from_config(quantization)
@@ -119,22 +120,23 @@ def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     }
 
 
-def shorten(model: PreTrainedModel, first_differs: bool = False) -> list[Stack]:
+def shorten(model: PreTrainedModel, first_differs: bool = False, reach: int = 1) -> list[Stack]:
     """Leave layers out of `model` that are like others: of each period of equal layers, three are kept.
 
     The first and the last of them border on something else; the one between stands for those that are left out. One
-    more is kept where the first does not do what the others do.
+    more is kept where the first does not do what the others do, and one at each end where layers have to do with the
+    ones `reach` away, as those that are gathered ahead.
     """
     stacks = []
     for path, layers in layer_lists(model).items():
         kinds = [_kind(layer) for layer in layers]
         prefix, period = _pattern(kinds)
-        spare = max(0, (len(kinds) - prefix) // period - 3 - first_differs)
+        spare = max(0, (len(kinds) - prefix) // period - (2 * reach + 1) - first_differs)
         if spare == 0:
             continue
         kept = len(kinds) - spare * period
         del layers[kept:]
-        stacks.append(Stack(path, spare, kept - 2 * period, period))
+        stacks.append(Stack(path, spare, kept - (reach + 1) * period, period))
         _shorten_config(model, len(kinds), kept)
     return stacks
 
@@ -233,7 +235,10 @@ def _dtype(parameter: nn.Parameter, step: StepSpec, adapts: bool, is_norm: bool)
 def _pack_4bit(layer: Linear4bit, step: StepSpec) -> None:
     """The packed weight and its state, as `Params4bit` has them after quantization."""
     shape = torch.Size((layer.out_features, layer.in_features))
-    packed = nn.Parameter(torch.empty((-(-shape.numel() // 2), 1), dtype=torch.uint8), requires_grad=False)
+    storage = getattr(torch, step.weight_dtype) if step.weight_shards > 1 else torch.uint8
+    packed = nn.Parameter(
+        torch.empty((-(-shape.numel() // (2 * storage.itemsize)), 1), dtype=storage), requires_grad=False
+    )
     block = 64
     blocks = -(-shape.numel() // block)
     parts = {"shape": shape, "blocksize": block, "quant_type": step.quantization, "dtype": layer.compute_dtype}
@@ -248,7 +253,7 @@ def _pack_4bit(layer: Linear4bit, step: StepSpec) -> None:
         state = QuantState(absmax=torch.empty(blocks), code=code, **parts)
     packed.quant_state = state
     packed.compress_statistics, packed.quant_type = step.double_quant, step.quantization
-    packed.quant_storage, packed.blocksize, packed.bnb_quantized = torch.uint8, block, True
+    packed.quant_storage, packed.blocksize, packed.bnb_quantized = storage, block, True
     packed.__class__ = Params4bit
     layer.weight, layer.quant_state = packed, state
 
@@ -274,7 +279,7 @@ def quantization_constants(model: nn.Module) -> dict[str, torch.Tensor]:
     constants: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, Linear4bit):
-            state = module.weight.quant_state
+            state = module.quant_state
             nested = state.state2
             parts = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
             parts |= {"nested absmax": nested.absmax, "nested code": nested.code} if nested else {}

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, TypeGuard
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from calibration.allocator.stream import Allocation, Kind, Phase, Stream
@@ -121,7 +122,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def label(self, tensor: torch.Tensor, name: str, module: str, kind: Kind) -> None:
         """Say what a tensor that is alive turned out to be; one that is not known yet is recorded now."""
-        storage = tensor.untyped_storage()
+        storage = _own_part(tensor).untyped_storage()
         if storage._cdata not in self._alive:
             allocation = Allocation(storage.nbytes(), name, module, self._phase_now(), kind)
             self._allocate(storage, allocation, self._path.layer_of(module))
@@ -131,6 +132,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         layer = self.allocation_layers[index] = self._path.layer_of(module)
         if allocation.phase in BY_OWNER:
             self.event_layers[self._begun_at[index]] = layer
+
+    def label_joined(self, tensor: torch.Tensor, name: str, parts: Mapping[str, int], kind: Kind) -> None:
+        """Say what a tensor is that has so many bytes for each parameter, by its name: it grows with the layers."""
+        self.label(tensor, name, "", kind)
+        index = self._alive[_own_part(tensor).untyped_storage()._cdata][0]
+        self.parts[index] = [(self._path.layer_of(name), size) for name, size in parts.items()]
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
@@ -145,10 +152,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         """Record that a tensor's memory is given back although the tensor goes on to exist."""
         self._freed(tensor.untyped_storage()._cdata, None)
 
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Record that a storage has another size: so FSDP gives back weights that it has gathered, and gathers anew."""
+        if storage._cdata not in self._alive:
+            return
+        index, _ = self._alive[storage._cdata]
+        known = self.stream.allocations[index]
+        self._freed(storage._cdata, None)
+        module, layer = self._path.here()
+        self._allocate(storage, Allocation(storage.nbytes(), known.name, module, self._phase_now(), known.kind), layer)
+
     def _answer(self, tensor: torch.Tensor) -> bool | int | float:
         """A value that a step asks for. All of a mask is true or not, no number is infinite, and a chance is taken."""
         if tensor.dtype == torch.bool:
-            known = self._alive.get(tensor.untyped_storage()._cdata)
+            known = self._known(tensor)
             made_by = self.stream.allocations[known[0]].name if known else None
             return self._all_true if made_by == "all" else made_by != "any"
         return 1.0 if tensor.is_floating_point() else 1
@@ -203,13 +220,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def _parts(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[str | None, int]]:
         """The layer and the bytes of each tensor that is joined with others."""
         for tensor in tensors:
-            known = self._alive.get(tensor.untyped_storage()._cdata)
+            known = self._known(tensor)
             yield self.allocation_layers[known[0]] if known else None, tensor.nbytes
 
     def _follow(self, args: tuple[Any, ...]) -> None:
         """Go to the layer whose tensors are read."""
         tensors = [arg for arg in args if _has_memory(arg)]
-        known = (self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors)
+        known = map(self._known, tensors)
         layer = next((at for at in (self.allocation_layers[found[0]] for found in known if found) if at), None)
         if layer:
             learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -236,9 +253,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             sources = [arg for arg in args if _has_memory(arg)]
             if not sources:
                 return self._at_layer
-        known = self._alive.get(sources[0].untyped_storage()._cdata) if sources else None
+        known = self._known(sources[0]) if sources else None
         self._at_layer = self.allocation_layers[known[0]] if known else None
         return self._at_layer
+
+    def _known(self, tensor: torch.Tensor) -> tuple[int, weakref.ref[torch.UntypedStorage]] | None:
+        """The allocation that holds `tensor`, if it is recorded."""
+        return self._alive.get(_own_part(tensor).untyped_storage()._cdata)
 
     def _allocate(self, storage: torch.UntypedStorage, allocation: Allocation, layer: str | None) -> int:
         key = storage._cdata
@@ -261,10 +282,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.stream.free(index)
 
 
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that is spread over several; any other as it is."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
 def _tensors(result: object) -> Iterator[torch.Tensor]:
     """The tensors in a result that have memory: a sparse one has it in its positions and its values."""
     if _has_memory(result):
-        yield result
+        yield _own_part(result)
     elif isinstance(result, torch.Tensor):
         yield from (result._indices(), result._values())
     elif isinstance(result, (list, tuple)):

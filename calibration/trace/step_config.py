@@ -14,8 +14,11 @@ from planner.config.run_config import (
     PreferenceKnobs,
     RunConfig,
 )
-from planner.step.step_spec import StepSpec
+from planner.step.step_spec import Sharding, StepSpec
 from profiles.errors import UnsupportedError
+
+TRACED = ("ddp", "fsdp")
+"""Engines that a trace follows."""
 
 AUTOCAST: dict[str | None, MixedPrecision] = {None: "no", "bfloat16": "bf16"}
 
@@ -26,11 +29,6 @@ def run_config(step: StepSpec, model: str = "traced") -> RunConfig:
     What follows from another trainer (k-bit upcasts, its loss path) is not in it. float16 becomes bfloat16, which takes
     the same bytes and which a CPU can train in.
     """
-    if step.sharding is not None:
-        raise UnsupportedError(
-            f"a trace follows one card; this step is one of {step.sharding.world_size} by {step.sharding.engine}",
-            hint="the closed form describes it",
-        )
     step = in_bfloat16(step)
     accumulation = 2 if step.gradients_persist else 1
     return RunConfig(
@@ -57,6 +55,7 @@ def run_config(step: StepSpec, model: str = "traced") -> RunConfig:
         optim=step.optimizer,
         max_steps=2,
         **_adapter(step),
+        **_cards(step.sharding),
     )
 
 
@@ -83,6 +82,24 @@ def asks_in_step(config: RunConfig) -> RunConfig:
         return config
     preference = config.preference.model_copy(update={"precompute_ref_log_probs": False})
     return config.model_copy(update={"preference": preference})
+
+
+def _cards(sharding: Sharding | None) -> dict[str, Any]:
+    """The cards of the run and how they share it. Raises UnsupportedError for what no trace follows."""
+    if sharding is None:
+        return {}
+    if sharding.engine not in TRACED:
+        raise UnsupportedError(
+            f"steps that cards share by {sharding.engine} are not traced; by {' and '.join(TRACED)} they are",
+            hint="leave --exact away: the closed form answers",
+        )
+    if sharding.offload != "none" or sharding.tensor_parallel_size * sharding.context_parallel_size > 1:
+        raise UnsupportedError(
+            "a trace follows what is on the card: no weights in host memory, no split products or rows",
+            hint="leave --exact away: the closed form answers",
+        )
+    parallel = {"strategy": sharding.engine, "reshard_after_forward": sharding.reshard_after_forward}
+    return {"num_gpus": sharding.num_gpus, "num_nodes": sharding.num_nodes, "parallel": parallel}
 
 
 def _preference(step: StepSpec) -> PreferenceKnobs | None:

@@ -33,6 +33,7 @@ from transformers.models.mixtral import modeling_mixtral
 from calibration.allocator.stream import Kind, Stream
 from calibration.trace.bare_loop import Bare, run_bare_loop
 from calibration.trace.fake_batches import FakeBatches, examples, tokenizer
+from calibration.trace.fake_cards import FollowBuckets, fake_cards, lay_out
 from calibration.trace.fake_model import held_apart, layer_lists, meta_model, quantization_constants, to_fake, wrapped
 from calibration.trace.fused_layers import fused_layers
 from calibration.trace.gpu_bitsandbytes import paged_states
@@ -48,6 +49,7 @@ from planner.step.step_spec import StepSpec
 from profiles.errors import UnsupportedError
 from profiles.optimizer import find_optimizer
 from profiles.peft_method import find_method
+from trainer.loop.resizing import resizes_told
 from trainer.model.adapter import first_line
 from trainer.objectives.objective import make_trainer
 from trainer.run import quiet_libraries
@@ -106,13 +108,15 @@ def _traced(
     """What the trainer did, and the lists of layers that were cut short."""
     on_gpu = as_on_gpu(step) if step.device == "cuda" else contextlib.nullcontext()
     step = in_bfloat16(step)
-    with _alone(), tempfile.TemporaryDirectory() as folder:
+    with _alone(), tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         config = run_config(step, architecture.model_type).model_copy(update={"output_dir": folder})
+        stack.enter_context(fake_cards(config))
         trainer, stacks = _trainer(config, architecture, whole, harness)
-        networks = _networks(trainer)
         with FakeTensorMode(allow_non_fake_inputs=True), as_if_real(step), on_gpu:
-            for network in networks.values():
+            for network in _networks(trainer).values():
                 to_fake(network, step)
+            lay_out(trainer, config)
+            networks = _networks(trainer)
             with ModulePath(networks, _layers(networks)) as path, _balancing(networks, path):
                 recorder = Recorder(
                     path,
@@ -222,10 +226,11 @@ def _record(
         return
     take_loss_path(trainer, step)
     trainer.add_callback(phases)
+    trainer.add_callback(FollowBuckets(trainer, recorder))
     trainer.training_step = _followed_by_phase(trainer, recorder)
     batches = FakeBatches(trainer, config, config.per_device_train_batch_size, recorder)
     trainer.get_train_dataloader = lambda: batches
-    with fused_layers(trainer.model, step), _paging(step, recorder), recorder:
+    with fused_layers(trainer.model, step), _paging(step, recorder), recorder, resizes_told(recorder.resized):
         trainer.train()
         if step.eval_batch:
             recorder.begin("evaluation")

@@ -38,7 +38,7 @@ def traced(model: ModelProfile, step: StepSpec, gpu: GpuProfile, harness: Harnes
     stream = trace(transformers_config(model), step, workspace_bytes=gpu.cublas_workspace_bytes, harness=harness)
     loaded = with_loading(stream, step, harness.weights)
     replayed = replay(loaded, Settings())
-    process = process_bytes(replayed, gpu)
+    process = process_bytes(replayed, step, gpu)
     reserved = replay_from_empty(loaded, Settings()) if harness.empties else replayed.peak.reserved
     raced = reserved_range(stream, step, harness) if harness.races and step.quantization else None
     return Prediction(replayed.peak.allocated, reserved, _verdict(loaded, process, gpu), raced)

@@ -201,8 +201,11 @@ def _optimizer_parts(arch: Architecture, step: StepSpec) -> dict[str, int]:
 
 
 def _largest_tensor(arch: Architecture, step: StepSpec) -> int:
-    """Bytes of the largest weight as loaded: while it is quantized, both forms are there."""
-    if step.quantization is None:
+    """Bytes of the largest weight as loaded: while it is quantized, both forms are there.
+
+    Shares of packed weights come from host memory, where all were packed.
+    """
+    if step.quantization is None or (step.sharding and step.sharding.engine == "fsdp"):
         return 0
     return max(linear.num_weights for linear, _ in arch.linears()) * DTYPE_BYTES[step.weight_dtype]
 

@@ -64,7 +64,7 @@ def process_memory(
     gpu: GpuProfile | None,
     spreads: Residuals | None = None,
 ) -> ProcessMemory:
-    """reserved + context, and buffers of NCCL where cards talk to each other.
+    """reserved + context.
 
     The range reaches as far up as measured runs lay above that (`spreads`).
 
@@ -77,8 +77,13 @@ def process_memory(
         return ProcessMemory(allocated_bytes, allocated_bytes, (allocated_bytes, allocated_bytes))
     above = (spreads or residuals()).highest(gpu, method_of_step(step), attention_kind(step))
     high = reserved_bytes + round(above * activation_bytes)
-    context = gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
+    context = context_bytes(step, gpu)
     return ProcessMemory(reserved_bytes, reserved_bytes + context, (allocated_bytes + context, high + context))
+
+
+def context_bytes(step: StepSpec, gpu: GpuProfile) -> int:
+    """Bytes that a process holds beside torch's allocator: the CUDA context, and NCCL's buffers between cards."""
+    return gpu.context_bytes + (overheads().context.nccl_mib * MIB if step.sharding else 0)
 
 
 def attention_kind(step: StepSpec) -> AttentionKind:

@@ -122,29 +122,42 @@ class Engine:
         """
         return self.in_forward(unit, before) + (unit if self._gathers == "fsdp" else 0)
 
-    def in_loss(self, layers: int, last: int, forward: bool) -> int:
+    def in_loss(self, layers: int, last: int, forward: bool, apart: bool = False) -> int:
         """Gathered weights at the loss; `layers` are the bytes of all layers, `last` those of the last one.
 
         FSDP2 lets the buffer of the last all-gather go at the end of the model's forward pass, behind the loss
-        (torch 2.13 `_fsdp_state.py` _post_forward).
+        (torch 2.13 `_fsdp_state.py` _post_forward). It is the last layer's where the head comes `apart`: below an
+        adapter accelerate finds no final norm for its unit, and TRL's fused loss gathers its weight as a tensor
+        (accelerate 1.15 _find_final_norm, TRL 1.16 `_fused_forward`).
         """
         match self._gathers:
             case "fsdp1":
                 return self.embedding + self.tail
             case "fsdp":
-                buffer = (last if self.tied else self.tail) if forward else 0
+                buffer = (last if self.tied or apart else self.tail) if forward else 0
                 return self.tail + buffer + (0 if self._reshards else layers + self.embedding)
             case "zero3":
                 return min(layers + self.tail, self.reusable + self.tail)
         return 0
 
+    def ahead_of_loss(self, unit: int) -> int:
+        """Weights of the last layer, `unit` bytes, that are gathered before the backward pass of the loss.
+
+        FSDP2 begins at the model's output (torch 2.13 `_fsdp_state.py` _pre_backward). Where the loss is computed from
+        the last norm's output and the head's weight, that is the loss itself. Found in traces.
+        """
+        return unit if self._gathers == "fsdp" and self._reshards else 0
+
     def in_backward(self, unit: int, to_come: int, reduced: int) -> int:
         """Gathered weights in the backward pass of a layer, with `to_come` bytes of layers behind it.
 
         The next unit is gathered already, and the input of the last reduction, `reduced` bytes, is still there
-        (torch 2.13 `_fsdp_param_group.py` _backward_prefetch and post_backward; FSDP1: BACKWARD_PRE).
+        (torch 2.13 `_fsdp_param_group.py` _backward_prefetch and post_backward; FSDP1: BACKWARD_PRE). Behind the first
+        layer FSDP2 finds the embedding, also a frozen one.
         """
         ahead = min(unit, to_come) if self.prefetches else 0
+        if self._gathers == "fsdp" and not to_come:
+            ahead = self.embedding
         match self._gathers:
             case "fsdp1":
                 return self.embedding + self.tail + unit + ahead

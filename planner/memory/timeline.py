@@ -124,7 +124,9 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
     copies = sum(group.cached * group.count for group in groups)
     loss = _loss_memory(architecture, _loss_key(_last_step(architecture, worked)), groups[-1].memory.output_itemsize)
     units = sum(group.unit * group.count for group in groups)
-    first, then = (engine.in_loss(units, groups[-1].unit, forward) for forward in (True, False))
+    last, fused = groups[-1].unit, step.loss == "fused"
+    first = engine.in_loss(units, last, forward=True, apart=fused and step.adapter is not None)
+    then = engine.in_loss(units, last, forward=False) + (engine.ahead_of_loss(last) if fused else 0)
     return Timeline(
         forward=_forward(groups, beside + embedding.named, engine),
         loss_forward=_loss_forward(loss, stored, 0 if step.loss in OUTSIDE_OF_THE_MODEL else copies, first),

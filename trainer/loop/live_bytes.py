@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial, partialmethod
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from planner.memory.tape import rounded
+from trainer.loop.resizing import resizes_told
 
 Phase = Literal["load", "forward", "backward", "step"]
 
@@ -37,12 +38,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
         for reference in list(self._known.values()):
             if (storage := reference()) is not None:
                 self._resized(storage)
-        torch.UntypedStorage.resize_ = partialmethod(_resize_and_tell, self._resized)
+        self._telling = resizes_told(self._resized)
+        self._telling.__enter__()
         return super().__enter__()  # type: ignore[no-any-return]
 
     def __exit__(self, *error: object) -> None:
         """Count no longer."""
-        torch.UntypedStorage.resize_ = _resize
+        self._telling.__exit__(None, None, None)
         super().__exit__(*error)
 
     @property
@@ -100,15 +102,3 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
     def _freed(self, key: int, _: object) -> None:
         del self._known[key]
         self.now -= self._sizes.pop(key)
-
-
-_resize = torch.UntypedStorage.resize_
-"""Torch's own way to resize, which no operation is."""
-
-
-def _resize_and_tell(
-    storage: torch.UntypedStorage, tell: Callable[[torch.UntypedStorage], None], size: int
-) -> torch.UntypedStorage:
-    result: torch.UntypedStorage = _resize(storage, size)
-    tell(storage)
-    return result

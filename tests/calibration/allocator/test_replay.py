@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,8 +7,9 @@ from hypothesis import strategies as st
 from calibration.allocator.caching import Settings
 from calibration.allocator.replay import process_bytes, replay, smallest_capacity
 from calibration.allocator.stream import Allocation, Phase, Stream
+from planner.step.step_spec import Sharding, StepSpec
 from profiles.gpu_catalog import find_gpu
-from profiles.overheads import MIB
+from profiles.overheads import MIB, overheads
 
 EXPANDABLE = Settings(expandable_segments=True)
 
@@ -83,9 +86,17 @@ def test_the_allocator_counts_at_least_what_the_stream_counts(stream, settings):
 
 
 def test_a_process_holds_its_context_too():
-    gpu = find_gpu("t4")
+    gpu, alone = find_gpu("t4"), StepSpec(1, 128, "float16")
     replayed = replay(step_of(30 * MIB), Settings())
-    assert process_bytes(replayed, gpu) == 130 * MIB + gpu.context_bytes
+    assert process_bytes(replayed, alone, gpu) == 130 * MIB + gpu.context_bytes
+
+
+def test_a_process_that_talks_to_other_cards_holds_buffers_of_nccl():
+    gpu, alone = find_gpu("t4"), StepSpec(1, 128, "float16")
+    replayed = replay(step_of(30 * MIB), Settings())
+    shared = replace(alone, sharding=Sharding("ddp", 2))
+    more = process_bytes(replayed, shared, gpu) - process_bytes(replayed, alone, gpu)
+    assert more == overheads().context.nccl_mib * MIB
 
 
 def test_a_stream_without_steps_cannot_be_prolonged():
