@@ -193,3 +193,61 @@ def test_the_processes_of_a_cpu_ask_for_no_card(printed):
     assert "gpus-per-node" not in printed("slurm", config)
     assert "accelerators" not in printed("skypilot", config)
     assert "nvidia" not in printed("kubernetes", config)
+
+
+STUB_OF_RAY = """
+import sys, types
+done = []
+def remote(**_):
+    def task(work):
+        task.work, task.options = work, lambda **options: types.SimpleNamespace(remote=lambda *given: (work, given))
+        return task
+    return task
+def get(what): return what[0](*what[1]) if isinstance(what, tuple) else what
+def machines(bundles):
+    print(bundles, file=sys.stderr)
+    return types.SimpleNamespace(ready=lambda: None)
+ray = types.ModuleType("ray")
+ray.init, ray.remote, ray.get = lambda: None, remote, get
+ray.wait = lambda running: ([running[0]], running[1:])
+parts = {
+    "ray": {},
+    "ray.exceptions": {"RayError": type("RayError", (Exception,), {})},
+    "ray.util": {"get_node_ip_address": lambda: "10.0.0.1"},
+    "ray.util.placement_group": {
+        "placement_group": lambda bundles, strategy: machines(bundles),
+        "remove_placement_group": lambda _: None,
+    },
+    "ray.util.scheduling_strategies": {"PlacementGroupSchedulingStrategy": lambda *_, **__: None},
+}
+for name, content in parts.items():
+    module = sys.modules[name] = ray if name == "ray" else types.ModuleType(name)
+    vars(module).update(content)
+exec(compile(open(sys.argv[1]).read(), sys.argv[1], "exec"), {"__name__": "__main__"})
+"""
+"""What the driver calls of Ray, with tasks that run at once; it was run on a cluster of Ray 2.60 by hand."""
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_driver_for_ray_starts_fitune_once_on_each_machine(run, printed, call):
+    config = RUNS[run]
+    (call.work / "driver.py").write_text(printed("ray", config))
+    (call.work / "stub.py").write_text(STUB_OF_RAY)
+    call.tool("fitune")
+    calls, code, said = call(f"{sys.executable} stub.py driver.py")
+    assert code == 0, said
+    assert f"[{', '.join([str({'CPU': 4 * config.num_gpus, 'GPU': config.num_gpus})] * config.num_nodes)}]" in said
+    places = [
+        ("--node-rank", str(rank), "--master-addr", "10.0.0.1", "--master-port", "29500")
+        for rank in range(config.num_nodes)
+    ]
+    assert calls == [launched("fitune-my-run.yaml", *(place if config.num_nodes > 1 else ())) for place in places]
+    assert parse_run_file((call.work / "fitune-my-run.yaml").read_text(), Path("run.yaml")) == config
+
+
+def test_a_driver_for_ray_fails_where_one_machine_fails(printed, call):
+    (call.work / "driver.py").write_text(printed("ray", MANY))
+    (call.work / "stub.py").write_text(STUB_OF_RAY)
+    call.tool("fitune", "exit 2")
+    calls, code, _ = call(f"{sys.executable} stub.py driver.py")
+    assert (len(calls), code) == (1, 2)
