@@ -9,19 +9,7 @@ TRIES = 10
 """How often the job starts again when a machine is lost."""
 
 
-def ray_driver(job: Job) -> str:
-    """The Python program for `ray job submit`. It starts fitune once on each machine, and anew when one is lost."""
-    config = job.config
-    machine = {"CPU": CPUS_PER_CARD * config.num_gpus} | ({"GPU": config.num_gpus} if config.gpu else {})
-    where = '["--node-rank", str(rank), "--master-addr", address, "--master-port", str(PORT)]'
-    return f'''"""{job.title}
-
-Start with: ray job submit --working-dir . -- python THIS_FILE
-Each machine of the cluster has fitune[train] where it has Ray, or gets it with
-  --runtime-env-json '{{"pip": ["fitune[train]"]}}'
-Data, models and output_dir of the run file are on a disk that all machines share, by absolute paths.
-"""
-
+IMPORTS = """
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +20,9 @@ from ray.util import get_node_ip_address
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-NUM_MACHINES = {config.num_nodes}
-MACHINE = {machine!r}
-PORT = {PORT}
-TRIES = {TRIES}
-RUN_FILE = {_text(job.run_file)}
+"""
 
+PROGRAM = '''
 
 @ray.remote(max_retries=0)
 def address():
@@ -46,9 +31,9 @@ def address():
 
 @ray.remote(max_retries=0)
 def launch(rank, address):
-    Path("{job.name}.yaml").write_text(RUN_FILE, encoding="utf-8")
-    place = {where} if NUM_MACHINES > 1 else []
-    return subprocess.run(["fitune", "launch", "{job.name}.yaml", "--auto-resume", *place]).returncode
+    Path(RUN_FILE).write_text(RUN, encoding="utf-8")
+    place = ["--node-rank", str(rank), "--master-addr", address, "--master-port", str(PORT)] if NUM_MACHINES > 1 else []
+    return subprocess.run(["fitune", "launch", RUN_FILE, "--auto-resume", *place]).returncode
 
 
 def train():
@@ -62,7 +47,7 @@ def train():
 
     try:
         first = ray.get(on(address, 0, num_cpus=1).remote())
-        all_of_it = {{"num_cpus": MACHINE["CPU"], "num_gpus": MACHINE.get("GPU", 0)}}
+        all_of_it = {"num_cpus": MACHINE["CPU"], "num_gpus": MACHINE.get("GPU", 0)}
         running = [on(launch, rank, **all_of_it).remote(rank, first) for rank in range(NUM_MACHINES)]
         code = 0
         while running and code == 0:
@@ -80,9 +65,31 @@ if __name__ == "__main__":
         try:
             sys.exit(train())
         except RayError as error:
-            print(f"a machine was lost ({{type(error).__name__}}); start {{attempt + 2}} of {{TRIES}}", file=sys.stderr)
+            print(f"a machine was lost ({type(error).__name__}); start {attempt + 2} of {TRIES}", file=sys.stderr)
     sys.exit(1)
 '''
+
+
+def ray_driver(job: Job) -> str:
+    """The Python program for `ray job submit`. It starts fitune once on each machine, and anew when one is lost."""
+    config = job.config
+    machine = {"CPU": CPUS_PER_CARD * config.num_gpus} | ({"GPU": config.num_gpus} if config.gpu else {})
+    head = f'''"""{job.title}
+
+Start with: ray job submit --working-dir . -- python THIS_FILE
+Each machine of the cluster has fitune[train] where it has Ray, or gets it with
+  --runtime-env-json \'{{"pip": ["fitune[train]"]}}\'
+Data, models and output_dir of the run file are on a disk that all machines share, by absolute paths.
+"""
+'''
+    settings = f"""NUM_MACHINES = {config.num_nodes}
+MACHINE = {machine!r}
+PORT = {PORT}
+TRIES = {TRIES}
+RUN_FILE = "{job.name}.yaml"
+RUN = {_text(job.run_file)}
+"""
+    return f"{head}{IMPORTS}{settings}{PROGRAM}"
 
 
 def _text(text: str) -> str:
