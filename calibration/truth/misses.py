@@ -1,8 +1,9 @@
-"""Why some predictions are off, found in the source of the libraries that ran (`truth/misses.toml`)."""
+"""Why some predictions are off, as far as the source of what ran tells (`truth/misses.toml`)."""
 
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +13,7 @@ MISSES = Path(__file__).with_name("misses.toml")
 
 
 class Miss(BaseModel):
-    """One cause, and the runs in which a trace is off for it."""
+    """One cause, and the runs in which a trace, or the closed form, is off for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,14 +21,16 @@ class Miss(BaseModel):
     rows: tuple[str, ...] = Field(min_length=1)
     why: str
     source: str
+    way: Literal["trace", "closed-form"] = "trace"
 
 
 @cache
-def misses() -> tuple[Miss, ...]:
-    """All causes."""
-    return tuple(Miss.model_validate(table) for table in tomllib.loads(MISSES.read_text("utf-8"))["miss"])
+def misses(way: str = "trace") -> tuple[Miss, ...]:
+    """All causes for which predictions made this way are off."""
+    tables = tomllib.loads(MISSES.read_text("utf-8"))["miss"]
+    return tuple(miss for miss in map(Miss.model_validate, tables) if miss.way == way)
 
 
-def explained_rows(metric: Metric) -> set[str]:
-    """The ids of the runs whose prediction of `metric` is off for a known cause."""
-    return {row for miss in misses() if miss.metric == metric for row in miss.rows}
+def explained_rows(metric: Metric, way: str = "trace") -> set[str]:
+    """The ids of the runs whose prediction of `metric` is off for a named cause."""
+    return {row for miss in misses(way) if miss.metric == metric for row in miss.rows}

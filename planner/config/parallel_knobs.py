@@ -58,6 +58,11 @@ class ParallelKnobs(Knobs):
         """Whether no card holds all weights."""
         return self.strategy in PARTITIONS_WEIGHTS
 
+    @property
+    def splits_work(self) -> bool:
+        """Whether cards split matrix products, or the tokens of a row."""
+        return self.tensor_parallel_size * self.context_parallel_size > 1
+
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
         if self.offload not in OFFLOADS[self.strategy]:

@@ -31,9 +31,6 @@ LIVE_PARAMETERS = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered for their next use: `stage3_max_live_parameters` and
 `stage3_max_reuse_distance`, by default (DeepSpeed `runtime/zero/config.py`)."""
 
-BUCKET_ELEMENTS = 500_000_000
-"""Elements of the buckets in which ZeRO reduces gradients: `reduce_bucket_size`, by default."""
-
 UPDATED_AT_ONCE = 1_000_000_000
 """Parameters whose gradients ZeRO-3 makes float32 at once: `sub_group_size`, by default."""
 
@@ -281,7 +278,8 @@ def bucket_bytes(architecture: Architecture, step: StepSpec) -> int:
     DDP has a copy of all gradients in buckets, because nobody asks it to make the gradients views of them (torch 2.13
     `reducer.cpp` initialize_buckets; accelerate 1.15 DistributedDataParallelKwargs). ZeRO has buckets of a fixed size:
     in stages 1 and 2 one to fill and one to reduce, as `overlap_comm` asks, and one in stage 3 (DeepSpeed
-    `stage_1_and_2.py` backward_prologue, `stage3.py` __ipg_bucket).
+    `stage_1_and_2.py` backward_prologue, `stage3.py` __ipg_bucket). It is the square of the hidden size, which
+    Transformers puts for `auto` (5.23 `integrations/deepspeed.py` trainer_config_finalize).
     """
     if step.sharding is None:
         return 0
@@ -289,7 +287,7 @@ def bucket_bytes(architecture: Architecture, step: StepSpec) -> int:
         return gradient_bytes(architecture, step)
     if step.sharding.is_deepspeed:
         buckets = 1 if step.sharding.engine == "zero3" else 2
-        return buckets * rounded(BUCKET_ELEMENTS * trainable_itemsize(step))
+        return buckets * rounded(architecture.embeddings[0].columns ** 2 * trainable_itemsize(step))
     return 0
 
 

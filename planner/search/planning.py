@@ -186,6 +186,8 @@ def _cluster_notes(request: Request, config: RunConfig) -> Iterator[str]:
         yield f"the network between machines is taken to have {assumed:.0f} Gbit/s; the speed depends on it"
     if config.parallel and config.parallel.offload != "none" and cluster.host_memory_bytes is None:
         yield "the main memory of the machine is not known; see what the offload needs of it"
+    if config.parallel and config.parallel.splits_work:
+        yield "cards that split products or rows are planned and not launched; an engine that does is torchtitan"
     if cluster.world_size > 1 and request.free_bytes is not None and cluster.instance is None:
         yield f"planned for the card with the least free memory of the {cluster.num_gpus} here"
 

@@ -202,8 +202,7 @@ def complexity(config: RunConfig) -> tuple[bool, bool, bool]:
     knobs = config.parallel
     if knobs is None:
         return False, False, False
-    splits_work = knobs.tensor_parallel_size * knobs.context_parallel_size > 1
-    return knobs.offload != "none", splits_work, knobs.strategy != "ddp"
+    return knobs.offload != "none", knobs.splits_work, knobs.strategy != "ddp"
 
 
 def _layouts(request: Request) -> tuple[tuple[ParallelKnobs | None, Knobs], ...]:

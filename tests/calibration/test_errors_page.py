@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 
 from calibration.compare import as_kept, compare
-from calibration.errors_page import EXPLAINED_FROM, PAGE, RUNS, TRACED, section, sections
+from calibration.errors_page import EXPLAINED_FROM, EXPLAINED_ON_SEVERAL_CARDS, PAGE, RUNS, TRACED, section, sections
 from calibration.trace.harness import harness_of
 from calibration.truth.kept_traces import KeptTraces
 from calibration.truth.measured_runs import read_runs
@@ -59,3 +59,9 @@ def test_each_run_that_is_far_off_is_explained_and_no_other(traced):
     for metric, limit in EXPLAINED_FROM.items():
         one_card = (one for one in traced[0] if one.run.num_gpus == 1)
         assert {one.run.id for one in one_card if abs(one.error_of(metric) or 0) > limit} == explained_rows(metric)
+
+
+def test_each_run_on_several_cards_that_the_closed_form_misses_is_named_and_no_other():
+    shared = [one for one in compare(read_runs(RUNS))[0] if one.run.num_gpus > 1]
+    off = {one.run.id for one in shared if one.error is not None and abs(one.error) > EXPLAINED_ON_SEVERAL_CARDS}
+    assert off == explained_rows("reserved", "closed-form")
