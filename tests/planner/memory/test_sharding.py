@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from planner.memory.estimate import estimate
 from planner.memory.parameters import adapter_bytes, base_weight_bytes, gradient_bytes, quantized_weight_bytes
+from planner.memory.sharding import bucket_bytes
 from planner.memory.states import state_bytes
 from planner.step.network import network
 from planner.step.step_spec import Adapter, Sharding, ShardingEngine, StepSpec
@@ -143,3 +144,11 @@ def test_a_reference_below_an_adapter_works_on_what_it_works_on_alone(engine: Sh
     parts = [estimate(model, each, A100).explain("reference") for each in (step, shared(step, engine, 8))]
     alone, among = ([part.bytes for part in each if part.name == "loss at work"] for each in parts)
     assert alone == among != []
+
+
+@pytest.mark.parametrize(("engine", "buckets"), [("zero1", 2), ("zero3", 1)])
+def test_the_buckets_of_zero_are_the_square_of_the_hidden_size(engine: ShardingEngine, buckets: int):
+    # Transformers' documentation of DeepSpeed: what `auto` puts for `reduce_bucket_size`.
+    model = find_model("llama2-7b")
+    step = replace(FULL, weight_dtype="bfloat16", autocast=None, sharding=Sharding(engine, 8))
+    assert bucket_bytes(network(model, "sft"), step) == buckets * 4096 * 4096 * 2

@@ -3,10 +3,12 @@ import pytest
 from planner.data.lengths import DataLengths
 from planner.search.planning import make_plan
 from planner.search.request import Request
+from planner.step.cluster import Cluster
 from profiles.gpu_catalog import find_gpu
 from profiles.model_catalog import find_model
 
 T4, A100 = find_gpu("t4"), find_gpu("a100-80gb")
+TENSOR = {"parallel": {"strategy": "fsdp", "tensor_parallel_size": 8}}
 EVEN = DataLengths.counted({500: 1000})
 
 
@@ -129,6 +131,7 @@ def test_the_learning_rate_suits_the_method(method, rate):
         ("1.1b", "t4", {"knobs": {"max_length": 4096}}, "more than the 2048 positions"),
         ("1.1b", "t4", {"lengths": EVEN, "knobs": {"max_length": 100}}, "cuts 100.0% of the rows"),
         ("1.1b", "16GB", {}, "not read from torch"),
+        ("8b", "a100-80gb", {"method": "full", "cluster": Cluster(8), "knobs": TENSOR}, "are planned and not launched"),
     ],
 )
 def test_what_was_assumed_is_said(model, gpu, request_, note):
