@@ -148,7 +148,7 @@ def _static(arch: Architecture, step: StepSpec, gpu: GpuProfile | None) -> dict[
         "adapter": adapter_bytes(arch, step) * weights_here,
         "float32 copies": master_bytes(arch, step) * states_here,
         "optimizer states": state_bytes(arch, step) * states_here,
-        "earlier gradients": _kept_gradients(arch, step) if step.gradients_persist else 0,
+        "earlier gradients": _kept_gradients(arch, step) if step.gradients_stay else 0,
         "gradient buckets": bucket_bytes(arch, as_shared(step)),
         "batch": batch_bytes(arch, at_work(step)),
         "cuBLAS workspaces": workspace_bytes(gpu),
@@ -191,7 +191,13 @@ def _parts(peak: Peak, positions: int) -> dict[str, int]:
 
 
 def _optimizer_parts(arch: Architecture, step: StepSpec) -> dict[str, int]:
-    gradients = 0 if step.gradients_persist else _kept_gradients(arch, step)
+    """Bytes that the optimizer's step has beside what is always there.
+
+    ZeRO-1 lets go of gradients that are updated elsewhere (DeepSpeed 0.19 `stage_1_and_2.py` free_grad_in_param_list).
+    """
+    gradients = 0 if step.gradients_stay else _kept_gradients(arch, step)
+    if step.sharding and step.sharding.engine == "zero1":
+        gradients = -(-gradients // step.sharding.num_shards)
     on_host = step.sharding is not None and step.sharding.states_on_host
     return {
         "gradients": gradients,

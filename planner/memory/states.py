@@ -18,12 +18,12 @@ def state_bytes(architecture: Architecture, step: StepSpec) -> int:
 
 
 def master_bytes(architecture: Architecture, step: StepSpec) -> int:
-    """Bytes of one card's share of the float32 copies that DeepSpeed trains in place of 16-bit weights.
+    """Bytes of one card's share of the float32 copies that DeepSpeed trains in place of the weights, float32 ones too.
 
-    Source: DeepSpeed `runtime/zero/stage_1_and_2.py` single_partition_of_fp32_groups, `stage3.py`
+    Source: DeepSpeed 0.19 `runtime/zero/stage_1_and_2.py` single_partition_of_fp32_groups, `stage3.py`
     fp32_partitioned_groups_flat.
     """
-    if step.sharding is None or not step.sharding.is_deepspeed or trainable_itemsize(step) == FLOAT32_BYTES:
+    if step.sharding is None or not step.sharding.is_deepspeed:
         return 0
     learns = trainable_weights(architecture, step.adapter, state_split(step))
     return sum(weights.num_bytes(FLOAT32_BYTES) for weights in learns)

@@ -134,7 +134,7 @@ def _timeline(architecture: Architecture, step: StepSpec) -> Timeline:
         transients=max(group.forward.bytes - group.memory.input_bytes for group in groups),
         reference=_reference_peak(architecture, step, stored + loss.saved_bytes) if step.reference != "none" else None,
         backward=_backward(
-            groups, stored, loss, _embedding_peak(architecture, worked), not step.gradients_persist, engine
+            groups, stored, loss, _embedding_peak(architecture, worked), not step.gradients_stay, engine
         ),
     )
 

@@ -180,6 +180,13 @@ class StepSpec:
         return "float32" if self.kbit_upcast else self.weight_dtype
 
     @property
+    def gradients_stay(self) -> bool:
+        """Whether memory of reduced gradients is there all the time: with accumulation, and with ZeRO-3, which has one
+        buffer for them (DeepSpeed 0.19 `stage3.py` grad_partitions_flat_buffer).
+        """
+        return self.gradients_persist or (self.sharding is not None and self.sharding.engine == "zero3")
+
+    @property
     def weight_shards(self) -> int:
         """Into how many parts the weights are split; 1 on one card."""
         return self.sharding.weight_shards if self.sharding else 1

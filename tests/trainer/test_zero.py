@@ -5,6 +5,7 @@ FSDP2; what trains, saves, gathers and reads checkpoints is what does so on card
 """
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 
 from planner.config.run_config import LoraKnobs, ParallelKnobs
 from planner.config.run_file import write_run_file
+from planner.memory.estimate import estimate
+from planner.step.resolve import resolve_step
+from profiles.hub import read_model_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,6 +73,11 @@ def train_two(tmp_path):
     return run
 
 
+def predicted_bytes(config):
+    model = read_model_folder(Path(config.model))
+    return estimate(model, resolve_step(config, model, None), None).allocated_bytes
+
+
 @pytest.mark.parametrize(
     ("strategy", "method"), [("zero1", "full"), ("zero2", "full"), ("zero3", "full"), ("zero3", "lora")]
 )
@@ -90,6 +99,9 @@ def test_each_stage_learns_what_one_process_does_and_goes_on_from_its_shares(
     def weights(config):
         (file,) = (Path(config.output_dir) / "final").glob("*.safetensors")
         return file
+
+    measured = json.loads((Path(two.output_dir) / "record.jsonl").read_text().splitlines()[0])["measured"]
+    assert predicted_bytes(two) == pytest.approx(measured["allocated_bytes"], rel=0.08)
 
     found, expected = load_file(weights(two)), load_file(weights(one))
     assert found.keys() == expected.keys()
