@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from planner.step.step_spec import StepSpec
@@ -32,13 +32,14 @@ def _measured_peak(model: ModelProfile, step: StepSpec, folder: Path) -> int:
     net = _network(model, step, folder)
     optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), fused=True)
     tokens = torch.randint(0, model.vocab_size, (step.micro_batch, step.seq_len))
+    labels = tokens[:, : step.target_len].contiguous() if step.target_len else tokens
     live = LiveBytes()
     live.watch([*net.parameters(), *net.buffers()], "load")
     extra = {"fused_lm_head": True} if step.loss == "fused" else {}
     with live:
         for _ in range(2):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=step.autocast is not None):
-                loss = net(input_ids=tokens, labels=tokens, use_cache=False, **extra).loss
+                loss = net(input_ids=tokens, labels=labels, use_cache=False, **extra).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -49,6 +50,10 @@ def _network(model: ModelProfile, step: StepSpec, folder: Path) -> nn.Module:
     """The model as the trainer would hand it to TRL: quantized, adapted, checkpointed as `step` says."""
     attention = "eager" if step.attention == "eager" else "sdpa"
     net = built_model(model, dtype=DTYPES[step.weight_dtype], attn_implementation=attention)
+    if model.is_encoder_decoder and not model.tie_word_embeddings:
+        # The class ties what the checkpoint does not.
+        head = net.get_output_embeddings()
+        head.weight = nn.Parameter(torch.randn_like(head.weight))
     if step.quantization:
         net.save_pretrained(folder)
         quantization = BitsAndBytesConfig(
@@ -57,7 +62,7 @@ def _network(model: ModelProfile, step: StepSpec, folder: Path) -> nn.Module:
             bnb_4bit_use_double_quant=step.double_quant,
             bnb_4bit_compute_dtype=DTYPES[step.compute_dtype],
         )
-        net = AutoModelForCausalLM.from_pretrained(
+        net = type(net).from_pretrained(
             folder, dtype=DTYPES[step.weight_dtype], quantization_config=quantization, attn_implementation=attention
         )
     if step.loss == "fused":
