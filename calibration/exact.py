@@ -65,7 +65,8 @@ def traced(question: TraceQuestion) -> tuple[StepSpec, Stream]:
 
 
 def _way_out(config: RunConfig, why: str) -> str | None:
-    if "does not support" in why and "checkpointing" in why:
+    # Checkpoints need gradients of what embeddings return, into which some models then write.
+    if ("does not support" in why and "checkpointing" in why) or "leaf Variable that requires grad" in why:
         return "keep what all layers save: --set gradient_checkpointing=false"
     # TRL's fused loss runs its own code in place of the model's, which not every model suits.
     return "the model's own loss may do: --set loss=full" if config.loss == "fused" else None

@@ -32,7 +32,8 @@ def undescribed_network(architecture: PreTrainedConfig, config: RunConfig) -> Ar
     if positions is not None and config.max_length > positions:
         raise ConfigError(f"max_length is {config.max_length}, but the model reads at most {positions} tokens")
     linears = tuple(Linear(name, 1, 1) for name in linear_names(_empty(architecture, config)))
-    nothing = Linear("", 1, 1)
+    # Stands where a part has to have one; PEFT takes no module without a name.
+    nothing = next(iter(linears), Linear("", 1, 1))
     mlp = Mlp("mlp", linears, nothing, False, "")
     blocks = tuple(Block("layer", 1, attention, mlp) for attention in _attentions(text, nothing))
     return Architecture((Embedding("", 1, 1),), blocks, (), nothing, tied=False)

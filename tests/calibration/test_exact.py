@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from transformers import BartConfig, CohereConfig, GraniteMoeConfig, MambaConfig
 
-from calibration.exact import answer
+from calibration.exact import answer, traced_step
 from planner.config.run_config import LoraKnobs, RunConfig
 from planner.memory.estimate import estimate
 from planner.predict.traced import TraceQuestion
@@ -113,6 +113,11 @@ def test_an_undescribed_encoder_decoder_has_only_the_full_loss(tmp_path):
         answer(question(model=None, folder=tmp_path))
     full = question().config.model_copy(update={"loss": "full"})
     assert answer(question(model=None, folder=tmp_path, config=full)).process_bytes
+
+
+def test_every_target_of_an_undescribed_architecture_has_a_name(undescribed):
+    _, step = traced_step(question(model=None, folder=undescribed))
+    assert step.adapter.targets == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
 def test_what_transformers_does_not_know_is_refused(tmp_path):
