@@ -10,7 +10,7 @@ from planner.config.run_config import RunConfig
 from profiles.architecture import Architecture, Attention, Block, Embedding, Linear, Mlp
 from profiles.errors import ConfigError, UnsupportedError
 from trainer.model.adapter import first_line, linear_names
-from trainer.model.build import empty_model
+from trainer.model.build import empty_model, model_class
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -50,6 +50,8 @@ def _empty(architecture: PreTrainedConfig, config: RunConfig) -> PreTrainedModel
     except ValueError as error:
         # Transformers' own checks of what a model has.
         why = first_line(error).partition(". ")[0]
+        if why.startswith("Unrecognized configuration class"):
+            why = f"it is no model of text of {model_class(config, architecture).__name__}"
         raise UnsupportedError(
             f"Transformers has no {architecture.model_type} with attn_implementation {code} that trains on "
             f"{config.objective}: {why[:200]}",

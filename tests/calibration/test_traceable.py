@@ -9,7 +9,6 @@ AGAIN = (
     ("methods of PEFT", "SHIRA, nf4"),  # has its shape by chance
     ("methods of PEFT", "FROD, float32"),  # needs the values of weights
     ("objectives", "kto, int8, preference precompute_ref_log_probs True"),
-    ("knobs", "t5, lora, loss fused"),  # for decoders only
     ("decoders", "gemma2"),  # eager attention only
 )
 
