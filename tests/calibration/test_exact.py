@@ -4,7 +4,7 @@ import pytest
 from transformers import BartConfig, CohereConfig, GraniteMoeConfig, MambaConfig
 
 from calibration.exact import answer, traced_step
-from planner.config.run_config import LoraKnobs, RunConfig
+from planner.config.run_config import LoraKnobs, ParallelKnobs, RunConfig
 from planner.memory.estimate import estimate
 from planner.predict.traced import TraceQuestion
 from planner.step.resolve import resolve_step
@@ -54,6 +54,16 @@ def test_a_trace_agrees_with_the_closed_form():
     found = answer(asked)
     expected = estimate(SMOLLM, resolve_step(asked.config, SMOLLM, T4), T4)
     assert found.phases[found.binding_phase] == pytest.approx(expected.allocated_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_card_of_several_is_traced_and_holds_buffers_of_nccl(strategy):
+    shared = {"num_gpus": 4, "parallel": ParallelKnobs(strategy=strategy)}
+    asked = question(config=question().config.model_copy(update=shared))
+    found = answer(asked)
+    expected = estimate(SMOLLM, resolve_step(asked.config, SMOLLM, T4), T4)
+    assert found.phases[found.binding_phase] == pytest.approx(expected.allocated_bytes, rel=0.02)
+    assert found.process_bytes - found.reserved_bytes == expected.process_bytes - expected.reserved_bytes
 
 
 def test_each_form_of_memory_holds_the_one_before():
