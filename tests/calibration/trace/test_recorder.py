@@ -120,7 +120,8 @@ def test_gradients_of_what_was_selected_are_written_in_place_too(operator, selec
         x = torch.empty(4, 8, requires_grad=True)
         select(x, torch.empty(4, 8, dtype=torch.int64)).sum().backward()
     names = [allocation.name for allocation in run.stream.allocations if allocation.phase == "backward"]
-    assert "new_zeros" in names
+    # Torch 2.11 calls it `zeros` where the largest values were selected.
+    assert {"zeros", "new_zeros"}.intersection(names)
     assert (operator in names) == (not in_place)
 
 
