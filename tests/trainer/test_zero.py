@@ -101,7 +101,7 @@ def test_each_stage_learns_what_one_process_does_and_goes_on_from_its_shares(
         return file
 
     measured = json.loads((Path(two.output_dir) / "record.jsonl").read_text().splitlines()[0])["measured"]
-    assert predicted_bytes(two) == pytest.approx(measured["allocated_bytes"], rel=0.08)
+    assert predicted_bytes(two) == pytest.approx(measured["allocated_bytes"], rel=0.05)
 
     found, expected = load_file(weights(two)), load_file(weights(one))
     assert found.keys() == expected.keys()
