@@ -45,6 +45,7 @@ MODELS = (
     "gpt2",
     "santacoder",
     "opt-1.3b",
+    "bloom-560m",
     "stablelm-3b",
     "flan-t5-base",
 )
@@ -65,6 +66,9 @@ def small(name: str) -> ModelProfile:
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     changes = {field: value for field, value in SMALL.items() if getattr(model, field) is not None}
     changes |= {"num_key_value_heads": 8 if groups == heads else min(groups, 2)}
+    if model.model_type == "bloom":
+        # Its class has no other width.
+        changes["intermediate_size"] = 4 * SMALL["hidden_size"]
     if model.is_encoder_decoder:
         changes |= {"head_dim": 32, "num_decoder_layers": 4}
     if model.layer_types is not None:
@@ -78,6 +82,8 @@ def step_of(model: ModelProfile, step: StepSpec) -> StepSpec:
     if step.adapter:
         names = tuple(sorted({linear.name for linear, _ in parts.linears()}))
         step = replace(step, adapter=replace(step.adapter, targets=names))
+    if model.model_type == "bloom":
+        step = replace(step, attention="eager")
     if step.attention == "flash" and any("attention" in block.dropout for block in parts.blocks):
         step = replace(step, attention="math")
     return replace(step, target_len=64, loss="full") if model.is_encoder_decoder else step
