@@ -60,22 +60,15 @@ FUSED = (
     "santacoder",
     "starcoder2-3b",
     "smollm3-3b",
-    "granite",
+    "granite-3.0-2b",
 )
 EAGER_ONLY = ("gemma2-2b", "bloom-560m", "gpt-neo-1.3b", "falcon-7b")
 WITH_ENCODER = ("flan-t5-base", "mt0-small")
 
 
-def known(name: str) -> ModelProfile:
-    """A model of the catalog, or of an architecture that no model there has, in the shape of another."""
-    if name == "granite":
-        return find_model("llama3.1-8b").model_copy(update={"model_type": name})
-    return find_model(name)
-
-
 def small(name: str) -> ModelProfile:
     """A model with few and narrow layers, the ratio of its MLP and its grouping of heads kept."""
-    model = known(name)
+    model = find_model(name)
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     changes = {field: value for field, value in SHAPE.items() if getattr(model, field) is not None}
     changes["num_key_value_heads"] = 8 if groups == heads else min(groups, 2)
@@ -105,7 +98,7 @@ def cells(draw: st.DrawFn) -> tuple[str, StepSpec]:
     """A model and a step that its class can take."""
     name = draw(st.sampled_from((*FUSED, *EAGER_ONLY, *WITH_ENCODER)))
     encodes = name in WITH_ENCODER
-    names = tuple(sorted({linear.name for linear, _ in network(known(name), "sft").linears()}))
+    names = tuple(sorted({linear.name for linear, _ in network(find_model(name), "sft").linears()}))
     method = draw(st.sampled_from(("full", "full in float32", "lora", "qlora", "int8")))
     checkpointing = draw(st.sampled_from(("none", "all", "every second", "offloaded")))
     adapter = Adapter(8, names, draw(st.sampled_from((0.0, 0.1))), "float32")
@@ -137,7 +130,7 @@ def kernels_of(name: str) -> tuple[AttentionKernel, ...]:
         return ("eager",)
     if name in WITH_ENCODER:
         return ("efficient",)
-    drops_attention = any("attention" in block.dropout for block in network(known(name), "sft").blocks)
+    drops_attention = any("attention" in block.dropout for block in network(find_model(name), "sft").blocks)
     return ("flash", "efficient", "eager") if drops_attention else ("flash", "efficient", "eager", "math")
 
 
