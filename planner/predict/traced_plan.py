@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from planner.memory.estimate import MemoryEstimate, estimate
 from planner.memory.verdict import verdict
 from planner.predict.prediction import Target, Tracing, predict_traced
+from planner.records.experience import NO_EXPERIENCE
+from planner.search.nearest import shortfall
 from planner.search.planning import Plan, make_plan
 from planner.search.request import Request
 from planner.step.network import network
@@ -43,6 +45,8 @@ def traced_plan(request: Request, why: str, tracing: Tracing) -> Plan:
 
     The estimate of the choice is traced, those of the alternatives are not. Raises as `make_plan` and `predict_traced`.
     """
+    # What earlier runs taught is of the formulas, and no part of a traced figure.
+    request = replace(request, experience=NO_EXPERIENCE)
     target = Target(request.model, request.gpu, request.free_bytes, cluster=request.cluster)
     traced: dict[str, MemoryEstimate] = {}
     plans: list[Plan] = []
@@ -62,11 +66,14 @@ def traced_plan(request: Request, why: str, tracing: Tracing) -> Plan:
 def _with(plan: Plan, memory: MemoryEstimate) -> Plan:
     """`plan` with a traced memory."""
     fits = verdict(memory, plan.usable_bytes)
+    host = plan.request.cluster.host_memory_bytes
     note = "the memory of the choice was traced; all other figures are those of LoRA, corrected by it"
     return replace(
         plan,
         estimate=memory,
         verdict=fits,
         config=None if fits == "no" else plan.config or plan.closest,
+        shortfall=shortfall(memory, plan.usable_bytes, host) if fits == "no" else None,
+        nearest=plan.nearest if fits == "no" else (),
         notes=(*plan.notes, note),
     )

@@ -82,6 +82,14 @@ def test_each_method_is_planned_on_a_base_on_which_it_trains(traces, name):
     assert all(getattr(plan.config, knob) == value for knob, value in method.bases[base].needs.items())
 
 
+def test_a_choice_that_its_trace_refuses_says_what_is_missing(traces, monkeypatch):
+    monkeypatch.setattr("planner.predict.traced_plan.MOST_TRACES", 1)
+    traces(1.8)
+    plan = traced_plan(OFT, "", untold)
+    assert (plan.verdict, plan.config) == ("no", None)
+    assert "more than the" in plan.shortfall
+
+
 def test_what_cannot_fit_is_refused_with_what_is_missing(traces):
     traces(9.0)
     plan = traced_plan(OFT, "", untold)
